@@ -1,0 +1,217 @@
+"""What a connection's current transaction is bound to, and the statements that bind it.
+
+The tenant belongs to the transaction: ``SET LOCAL`` ends with it, whatever ends it, so a pooled
+connection cannot carry a tenant to its next user. A transaction is bound when it begins, and a
+change inside it is sent with the next statement only: leaving a scope costs nothing when a
+commit, a rollback or a close follows.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import event
+
+from mgf.sqlalchemy.errors import TenantScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection, RootTransaction
+
+SETTING = "app.current_tenant"
+
+# After ROLLBACK TO SAVEPOINT only PostgreSQL knows what is in force; and before it, in a failed
+# transaction, nothing else may be sent.
+_ROLLBACK = re.compile(
+    r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*(?:ROLLBACK|ABORT)\b", re.IGNORECASE | re.DOTALL
+)
+# An engine or connection may ask for server-side cursors, which SET LOCAL cannot have.
+_PLAIN = {"stream_results": False}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a transaction is bound to: a tenant or none.
+
+    Args:
+        tenant: rows of this tenant alone.
+        loud: without a tenant, PostgreSQL refuses statements on protected tables
+            (SQLSTATE 42501) instead of showing no rows.
+    """
+
+    tenant: UUID | None = None
+    loud: bool = False
+
+    def statements(self, before: Setting | None) -> Iterator[str]:
+        """Yield what turns `before` (None: unknown) into this, inside a transaction."""
+        if before is None or before.tenant != self.tenant:
+            yield set_local(self.tenant)
+        if self.loud if before is None else before.refuses != self.refuses:
+            yield f"SET LOCAL row_security = {'off' if self.refuses else 'on'}"
+
+    @property
+    def refuses(self) -> bool:
+        """Whether PostgreSQL refuses protected tables now."""
+        return self.loud and self.tenant is None
+
+
+def set_local(tenant: UUID | None) -> str:
+    """Return the statement that binds a transaction to a tenant.
+
+    A literal, since ``SET`` takes no parameters; it is a plain UUID's, whose text is made from
+    its number, so that no text of the caller's gets near it. The empty string stands for none,
+    as it does in PostgreSQL once the setting was used; a policy reads it as NULL.
+    """
+    return f"SET LOCAL {SETTING} = '{'' if tenant is None else tenant}'"
+
+
+UNBOUND = Setting()
+
+
+class Scope(Protocol):
+    """Whoever has a say in what a connection is bound to: a session, or a block of code."""
+
+    @property
+    def setting(self) -> Setting:
+        """What it wants."""
+        ...
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other tenant may be put on top of it: a session keeps what it read."""
+        ...
+
+
+class Binding:
+    """What is wanted on one connection, and what its transaction is bound to."""
+
+    def __init__(self) -> None:
+        # The last one decides. Weak: a scope that nobody holds any more has no say, and a
+        # session that was dropped must not be kept, with its connection, by its own binding.
+        self._scopes: list[weakref.ref[Scope]] = []
+        self._root: weakref.ref[RootTransaction] | None = None
+        self._applied: Setting | None = UNBOUND
+        self._is_applying = False
+        self._is_hooked = False
+
+    @property
+    def wanted(self) -> Setting:
+        """What the innermost scope wants."""
+        live = self._live()
+        return live[-1].setting if live else UNBOUND
+
+    def add(self, scope: Scope) -> None:
+        """Let a scope decide; a scope without a tenant decides only where no other one does."""
+        others = [other for other in self._live() if other is not scope]
+        if scope.setting.tenant is None:
+            others.insert(0, scope)
+        else:
+            others.append(scope)
+        self._scopes = [weakref.ref(other) for other in others]
+
+    def remove(self, scope: Scope) -> None:
+        """Give the decision back to who had it before, if anybody."""
+        self._scopes = [weakref.ref(other) for other in self._live() if other is not scope]
+
+    def hook(self, connection: Connection) -> None:
+        """Look at each statement of this connection from now on, and bind first if need be."""
+        if not self._is_hooked:
+            event.listen(connection, "before_cursor_execute", _before_statement)
+            self._is_hooked = True
+
+    def apply(self, connection: Connection) -> None:
+        """Bind the connection's transaction to what is wanted.
+
+        Raises:
+            TenantScopeError: the database has no row-level security, the connection is in
+                AUTOCOMMIT, where a setting is lost with the statement that made it, or two
+                sessions want different tenants on it.
+        """
+        if self._is_applying:
+            return
+        _refuse_conflict(self._live())
+        root = connection.get_transaction()
+        if root is not None and (self._root is None or self._root() is not root):
+            self._root, self._applied = weakref.ref(root), UNBOUND
+        wanted = self.wanted
+        if wanted == self._applied:
+            return
+        refuse_unscopable(connection)
+        self._is_applying = True
+        before, self._applied = self._applied, None
+        try:
+            for statement in wanted.statements(before):
+                connection.exec_driver_sql(statement, execution_options=_PLAIN)
+        finally:
+            self._is_applying = False
+        self._applied = wanted
+
+    def forget(self) -> None:
+        """Take what is applied for unknown: part of the transaction is being rolled back."""
+        self._applied = None
+
+    def _live(self) -> list[Scope]:
+        return [scope for ref in self._scopes if (scope := ref()) is not None]
+
+
+# The values must not refer to their keys, or no connection would ever be collected.
+_bindings: weakref.WeakKeyDictionary[Connection, Binding] = weakref.WeakKeyDictionary()
+
+
+def binding_of(connection: Connection) -> Binding:
+    """Return the connection's binding, made on first use."""
+    binding = _bindings.get(connection)
+    if binding is None:
+        binding = _bindings[connection] = Binding()
+    return binding
+
+
+def refuse_unscopable(connection: Connection) -> None:
+    """Raise TenantScopeError if what is set on this connection would be without effect."""
+    refuse_dialect(connection.dialect.name)
+    if connection.dialect.detect_autocommit_setting(
+        # The type is Optional for connections that were detached or closed.
+        connection.connection.dbapi_connection  # type: ignore[arg-type]
+    ):
+        raise TenantScopeError(
+            "this connection is in AUTOCOMMIT, where a tenant would be lost after each "
+            "statement; use an engine or connection with another isolation level"
+        )
+
+
+def refuse_dialect(name: str) -> None:
+    """Raise TenantScopeError for any database but PostgreSQL."""
+    if name != "postgresql":
+        raise TenantScopeError(
+            f"a tenant scope needs PostgreSQL's row-level security, which {name!r} does not "
+            f"have: rows of all tenants would be visible; use a PostgreSQL database here"
+        )
+
+
+def _refuse_conflict(scopes: list[Scope]) -> None:
+    for scope in scopes[:-1]:
+        if scope.is_exclusive and scope.setting.tenant not in {None, scopes[-1].setting.tenant}:
+            raise TenantScopeError(
+                "this connection is shared by sessions that are in the scopes of different "
+                "tenants; give each session a connection of its own, or the same tenant"
+            )
+
+
+def _before_statement(
+    connection: Connection,
+    _cursor: Any,
+    statement: str,
+    _parameters: Any,
+    _context: Any,
+    _executemany: bool,
+) -> None:
+    binding = binding_of(connection)
+    if _ROLLBACK.match(statement):
+        binding.forget()
+    else:
+        binding.apply(connection)

@@ -1,0 +1,78 @@
+"""Session factories."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy._state import REQUIRE_TENANT
+from mgf.sqlalchemy._tenancy import parse_tenant, tenant_session
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+def create_sessionmaker(
+    engine: AsyncEngine,
+    *,
+    expire_on_commit: bool = False,
+    require_tenant: bool = False,
+    **extra: Any,
+) -> async_sessionmaker[AsyncSession]:
+    """Make a factory of sessions on an engine.
+
+    Args:
+        engine: from `create_engine`, or any other async engine.
+        expire_on_commit: off, since an expired attribute of an async session cannot be loaded
+            by merely reading it.
+        require_tenant: make PostgreSQL refuse (SQLSTATE 42501) a statement on a table protected
+            by row-level security while the session is in no tenant scope, where it would
+            otherwise see no rows. Tables without row-level security are not concerned. It is
+            about these sessions: a bare ``engine.connect()`` is not covered.
+        extra: goes to ``async_sessionmaker`` (``autoflush``, ``info``, ``class_``, ...).
+
+    Raises:
+        AppConfigError: `require_tenant` on a database without row-level security.
+    """
+    if require_tenant:
+        if engine.dialect.name != "postgresql":
+            raise AppConfigError(
+                f"require_tenant=True needs PostgreSQL's row-level security, which "
+                f"{engine.dialect.name!r} does not have; leave it out for this engine"
+            )
+        extra["info"] = {**(extra.get("info") or {}), REQUIRE_TENANT: True}
+    return async_sessionmaker(engine, expire_on_commit=expire_on_commit, **extra)
+
+
+def tenant_scope(
+    sessionmaker: async_sessionmaker[AsyncSession], tenant_id: UUID | str
+) -> AbstractAsyncContextManager[AsyncSession]:
+    """Open a session scoped to a tenant, and close it at the end of the block.
+
+    The same as ``async with sessionmaker() as session, tenant_session(session, tenant_id)``:
+    what was not committed is rolled back.
+
+    Args:
+        sessionmaker: a factory of sessions, as `create_sessionmaker` makes them.
+        tenant_id: as for `tenant_session`.
+
+    Raises:
+        ValueError: `tenant_id` is no UUID; before a session is opened.
+        TenantScopeError: as for `tenant_session`.
+    """
+    return _open_scope(sessionmaker, parse_tenant(tenant_id))
+
+
+@asynccontextmanager
+async def _open_scope(
+    sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID
+) -> AsyncGenerator[AsyncSession]:
+    async with sessionmaker() as session, tenant_session(session, tenant):
+        yield session

@@ -1,0 +1,224 @@
+"""The tenant scope: blocks of code in which a session or a connection belongs to a tenant."""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+from mgf.sqlalchemy._binding import (
+    Setting,
+    binding_of,
+    refuse_dialect,
+    refuse_unscopable,
+    set_local,
+)
+from mgf.sqlalchemy._state import SessionState
+from mgf.sqlalchemy.errors import TenantScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
+
+    from sqlalchemy.orm import Session
+
+# uuid.UUID() also takes braces, "urn:uuid:", odd dashes and surrounding characters.
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
+
+_Session = TypeVar("_Session", bound="AsyncSession | async_scoped_session[Any]")
+
+
+def tenant_session(
+    session: _Session, tenant_id: UUID | str
+) -> AbstractAsyncContextManager[_Session]:
+    """Scope a session to a tenant for the length of a block.
+
+    Every transaction of the block carries the tenant: the one that is open already, those that
+    begin by themselves, those after ``commit()`` and ``rollback()``, savepoints and what
+    remains after a savepoint was rolled back. Leaving the block restores what an outer scope had
+    put in force, else none, also in the middle of an open transaction; nothing is sent for that
+    before the next statement. Scopes nest.
+
+    Objects follow their tenant. Entering flushes pending work under the tenant that created it
+    and sets that tenant's objects aside, leaving puts them back; entering the tenant already in
+    force changes nothing. Objects loaded under no tenant stay attached. Leaving the outermost
+    block flushes, then detaches what the block loaded, as ``close()`` would: objects stay
+    readable, and are changed again in a new scope with ``session.merge()``. When the block ends
+    by an exception, what was not flushed is discarded. A flush that fails at the end raises its
+    error, and the scope is left all the same.
+
+    Args:
+        session: any `AsyncSession`, or an `async_scoped_session` around one. It is what the
+            block gets.
+        tenant_id: a `UUID`, or text of that shape in either case, with dashes or without.
+
+    Raises:
+        ValueError: `tenant_id` is neither; before any SQL.
+        TypeError: `session` is something else.
+        TenantScopeError: at entry, the session's database has no row-level security (SQLite,
+            MySQL); with the first statement, the connection is in AUTOCOMMIT, or it is shared
+            with a session in the scope of another tenant.
+    """
+    tenant = parse_tenant(tenant_id)
+    if isinstance(session, async_scoped_session):
+        return _scope_session(session, session(), tenant)
+    if not isinstance(session, AsyncSession):
+        raise TypeError(f"tenant_session() takes an AsyncSession, not {session!r}")
+    if not issubclass(type(session), AsyncSession):
+        return _scope_test_double(session, tenant)
+    return _scope_session(session, session, tenant)
+
+
+def tenant_connection(
+    connection: AsyncConnection, tenant_id: UUID | str
+) -> AbstractAsyncContextManager[AsyncConnection]:
+    """Scope a connection to a tenant for the length of a block, as `tenant_session` does.
+
+    For code without the ORM. Each transaction of the connection carries the tenant, the one
+    that is open at entry included; leaving restores what was in force before. Sessions bound to
+    the connection are in the scope too, unless they enter their own.
+
+    Args:
+        connection: a started `AsyncConnection`. It is what the block gets.
+        tenant_id: as for `tenant_session`.
+
+    Raises:
+        ValueError: `tenant_id` is no UUID; before any SQL.
+        TypeError: `connection` is something else.
+        TenantScopeError: at entry, the database has no row-level security, or the connection is
+            not open or in AUTOCOMMIT; with the first statement, it is shared with a session in
+            the scope of another tenant.
+    """
+    tenant = parse_tenant(tenant_id)
+    if not isinstance(connection, AsyncConnection):
+        raise TypeError(f"tenant_connection() takes an AsyncConnection, not {connection!r}")
+    return _scope_connection(connection, tenant)
+
+
+def current_tenant(
+    session_or_connection: AsyncSession | async_scoped_session[Any] | AsyncConnection,
+) -> UUID | None:
+    """Return the tenant whose scope a session or connection is in, or None.
+
+    What is in force by the scopes of this process; the database is not asked.
+
+    Raises:
+        TypeError: the argument is neither a session nor a connection.
+    """
+    if isinstance(session_or_connection, AsyncConnection):
+        connection = session_or_connection.sync_connection
+        return None if connection is None else binding_of(connection).wanted.tenant
+    if isinstance(session_or_connection, async_scoped_session):
+        session_or_connection = session_or_connection()
+    if not isinstance(session_or_connection, AsyncSession):
+        raise TypeError(
+            f"current_tenant() takes an AsyncSession or an AsyncConnection, "
+            f"not {session_or_connection!r}"
+        )
+    session = session_or_connection.sync_session
+    tenant = SessionState.of(session).tenant
+    if tenant is None and isinstance(session.bind, Connection):
+        return binding_of(session.bind).wanted.tenant
+    return tenant
+
+
+def parse_tenant(tenant_id: UUID | str) -> UUID:
+    """Return the tenant id as a plain UUID, or raise ValueError.
+
+    Rebuilt from its digits: nothing that a subclass of UUID or str overrides gets through.
+    """
+    if isinstance(tenant_id, UUID):
+        return UUID(int=int(tenant_id.int))
+    if isinstance(tenant_id, str) and (match := _UUID.fullmatch(tenant_id)):
+        return UUID(hex=match.group())
+    raise ValueError(
+        f"a tenant id is a uuid.UUID, or a str like "
+        f"'6f1e7f3c-32a1-4a7e-9d0e-0a4c2f6b8d11', not {tenant_id!r}"
+    )
+
+
+@asynccontextmanager
+async def _scope_session(
+    given: _Session, session: AsyncSession, tenant: UUID
+) -> AsyncGenerator[_Session]:
+    sync_session = session.sync_session
+    _refuse_unscopable_bind(sync_session)
+    await _meet_open_transaction(session)
+    state = SessionState.of(sync_session)
+    if state.tenant == tenant:
+        yield given
+        return
+    await _flush(session)
+    outer = state.enter(sync_session, tenant)
+    is_complete = False
+    try:
+        yield given
+        await _flush(session)
+        is_complete = True
+    finally:
+        state.leave(sync_session, outer, discard=not is_complete)
+
+
+@asynccontextmanager
+async def _scope_connection(
+    connection: AsyncConnection, tenant: UUID
+) -> AsyncGenerator[AsyncConnection]:
+    sync_connection = connection.sync_connection
+    if sync_connection is None or sync_connection.closed:
+        raise TenantScopeError(
+            "this connection is not open; enter the scope inside 'async with engine.connect()'"
+        )
+    refuse_unscopable(sync_connection)
+    binding = binding_of(sync_connection)
+    scope = _ConnectionScope(Setting(tenant))
+    binding.hook(sync_connection)
+    binding.add(scope)
+    try:
+        yield connection
+    finally:
+        binding.remove(scope)
+
+
+@asynccontextmanager
+async def _scope_test_double(session: _Session, tenant: UUID) -> AsyncGenerator[_Session]:
+    """Scope what only says that it is an AsyncSession: send the statement, nothing else."""
+    await session.execute(text(set_local(tenant)))
+    yield session
+
+
+@dataclass(frozen=True)
+class _ConnectionScope:
+    """A block of code that scopes a connection."""
+
+    setting: Setting
+    is_exclusive: bool = False
+
+
+def _refuse_unscopable_bind(session: Session) -> None:
+    try:
+        bind = session.get_bind()
+    except UnboundExecutionError:
+        return  # per-mapper binds alone: refused when the first of them begins a transaction
+    refuse_dialect(bind.dialect.name)
+
+
+async def _meet_open_transaction(session: AsyncSession) -> None:
+    """Make sure that a transaction begun before this module was imported is known."""
+    if session.in_transaction() and not SessionState.exists(session.sync_session):
+        with suppress(UnboundExecutionError):
+            connection = (await session.connection()).sync_connection
+            if connection is not None:
+                SessionState.of(session.sync_session).connections.add(connection)
+
+
+async def _flush(session: AsyncSession) -> None:
+    sync_session = session.sync_session
+    if sync_session.new or sync_session.dirty or sync_session.deleted:
+        await session.flush()

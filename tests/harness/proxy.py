@@ -1,0 +1,96 @@
+"""A TCP proxy between a driver and its server: counts round trips, goes silent, cuts."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sqlalchemy import URL
+
+
+class Proxy:
+    """Counts a turnaround each time that the client speaks after the server did."""
+
+    def __init__(self, target: URL) -> None:
+        self._target = target
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server_spoke = True
+        self._delivers = asyncio.Event()
+        self._delivers.set()
+        self.turnarounds = 0
+        self.connections = 0
+        self.url = target
+
+    async def start(self) -> asyncio.Server:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = self._target.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+        return server
+
+    def reset(self) -> None:
+        self.turnarounds = self.connections = 0
+
+    def swallow(self) -> None:
+        """Deliver nothing more on the connections that exist, and close none: a black hole."""
+        self._delivers.clear()
+        self._delivers = asyncio.Event()
+        self._delivers.set()
+
+    def cut(self) -> None:
+        """Close every connection, as a server does that goes away."""
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def stop(self) -> None:
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        upstream_reader, upstream_writer = await asyncio.open_connection(
+            self._target.host, self._target.port
+        )
+        self._writers += [writer, upstream_writer]
+        for source, sink, is_client in (
+            (reader, upstream_writer, True),
+            (upstream_reader, writer, False),
+        ):
+            task = asyncio.create_task(self._pump(source, sink, self._delivers, is_client))
+            self._tasks.add(task)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        delivers: asyncio.Event,
+        is_client: bool,
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                if is_client and self._server_spoke:
+                    self.turnarounds += 1
+                self._server_spoke = not is_client
+                if delivers.is_set():
+                    sink.write(data)
+                    await sink.drain()
+        if delivers.is_set():
+            sink.close()
+
+
+@asynccontextmanager
+async def proxied(target: URL) -> AsyncGenerator[Proxy]:
+    proxy = Proxy(target)
+    server = await proxy.start()
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await proxy.stop()
+        await server.wait_closed()

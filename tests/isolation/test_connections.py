@@ -1,0 +1,158 @@
+"""`tenant_connection`, and sessions that share a connection with others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from harness.tenants import tenant_in_force, visible
+from mgf.sqlalchemy import current_tenant, tenant_connection, tenant_session
+from mgf.sqlalchemy.errors import TenantScopeError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from harness.tenants import World
+
+A, B = ["a1", "a2"], ["b1", "b2"]
+
+
+async def test_every_transaction_of_the_connection(engine: AsyncEngine, world: World) -> None:
+    async with engine.connect() as connection:
+        async with tenant_connection(connection, world.a) as scoped:
+            assert scoped is connection
+            assert await visible(connection) == A
+            await connection.commit()
+            assert await visible(connection) == A
+            await connection.rollback()
+            assert await visible(connection) == A
+            assert current_tenant(connection) == world.a
+        assert current_tenant(connection) is None
+        assert await visible(connection) == []
+        assert await tenant_in_force(connection) is None
+
+
+async def test_scopes_of_a_connection_nest(engine: AsyncEngine, world: World) -> None:
+    async with engine.begin() as connection, tenant_connection(connection, world.a):
+        assert await visible(connection) == A
+        async with tenant_connection(connection, world.b):
+            assert await visible(connection) == B
+        assert await visible(connection) == A
+
+
+async def test_a_savepoint_of_the_connection(engine: AsyncEngine, world: World) -> None:
+    async with engine.connect() as connection:
+        await connection.begin()
+        savepoint = await connection.begin_nested()
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
+            await savepoint.rollback()
+            assert await visible(connection) == A
+        assert await visible(connection) == []
+
+
+async def test_a_session_on_a_scoped_connection_is_in_the_scope(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with (
+        engine.connect() as connection,
+        tenant_connection(connection, world.a),
+        AsyncSession(connection) as session,
+    ):
+        assert current_tenant(session) == world.a
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+        assert await visible(session) == A
+        assert await visible(connection) == A
+
+
+async def test_a_scoped_session_on_a_connection_with_an_open_transaction(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection:
+        assert await visible(connection) == []
+        async with AsyncSession(connection) as session:
+            async with tenant_session(session, world.a):
+                assert await visible(session) == A
+                await session.commit()
+                assert await visible(session) == A
+            assert await visible(session) == []
+        assert await visible(connection) == []
+
+
+async def test_a_session_that_joins_by_savepoints(engine: AsyncEngine, world: World) -> None:
+    async with engine.connect() as connection:
+        outer = await connection.begin()
+        session = AsyncSession(connection, join_transaction_mode="create_savepoint")
+        async with session, tenant_session(session, world.a):
+            assert await visible(session) == A
+            await session.rollback()
+            assert await visible(session) == A
+            await session.commit()
+            assert await visible(session) == A
+        assert await visible(connection) == []
+        await outer.rollback()
+
+
+async def test_two_sessions_that_want_different_tenants_on_one_connection(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with (
+        engine.connect() as connection,
+        AsyncSession(connection) as one,
+        AsyncSession(connection) as two,
+        tenant_session(one, world.a),
+    ):
+        assert await visible(one) == A
+        async with tenant_session(two, world.b):
+            for _ in range(2):
+                with pytest.raises(TenantScopeError, match="shared by sessions"):
+                    await visible(two)
+        assert await visible(one) == A
+
+
+async def test_a_connection_of_a_scoped_session_is_not_scoped_to_another_tenant(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with AsyncSession(engine) as session, tenant_session(session, world.a):
+        connection = await session.connection()
+        async with tenant_connection(connection, world.b):
+            with pytest.raises(TenantScopeError, match="shared by sessions"):
+                await visible(session)
+        assert await visible(session) == A
+
+
+async def test_a_connection_taken_before_the_scope(engine: AsyncEngine, world: World) -> None:
+    async with AsyncSession(engine) as session:
+        connection = await session.connection()
+        async with tenant_session(session, world.a):
+            assert await visible(connection) == A
+        assert await visible(connection) == []
+
+
+async def test_a_connection_that_is_not_open_is_refused(engine: AsyncEngine, world: World) -> None:
+    connection = await engine.connect()
+    await connection.close()
+    with pytest.raises(TenantScopeError, match="not open"):
+        async with tenant_connection(connection, world.a):
+            pytest.fail("entered")
+
+
+async def test_an_exception_ends_the_scope(engine: AsyncEngine, world: World) -> None:
+    async with engine.connect() as connection:
+        with pytest.raises(RuntimeError):
+            async with tenant_connection(connection, world.a):
+                assert await visible(connection) == A
+                raise RuntimeError
+        assert await visible(connection) == []
+
+
+async def test_a_savepoint_in_sql_on_a_scoped_connection(engine: AsyncEngine, world: World) -> None:
+    async with engine.connect() as connection, tenant_connection(connection, world.a):
+        await connection.execute(text("SAVEPOINT mine"))
+        await connection.execute(text("ROLLBACK TO mine"))
+        assert await visible(connection) == A

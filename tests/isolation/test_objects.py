@@ -1,0 +1,317 @@
+"""Objects of one tenant never show up in another one's scope, and no work is lost on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
+from harness.tenants import Country, Invoice, Line, visible
+from mgf.sqlalchemy import current_tenant, tenant_session
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from harness.tenants import World
+
+
+async def test_get_does_not_serve_the_other_tenants_object(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        mine = await session.get(Invoice, world.ids["a1"])
+        assert mine is not None
+        async with tenant_session(session, world.b):
+            assert await session.get(Invoice, world.ids["a1"]) is None
+        assert await session.get(Invoice, world.ids["a1"]) is mine
+
+
+async def test_two_scopes_one_after_the_other(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+    async with tenant_session(session, world.b):
+        assert await session.get(Invoice, mine.id) is None
+
+
+async def test_after_the_block_objects_are_readable_and_detached(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.commit()
+    assert invoice.note == "a1"
+    assert inspect(invoice).detached
+
+
+async def test_a_later_change_is_merged_in_a_new_scope(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+    invoice.note = "later"
+    async with tenant_session(session, world.a):
+        await session.merge(invoice)
+        await session.commit()
+    assert await world.notes(world.a) == ["a2", "later"]
+
+
+async def test_work_pending_at_the_end_is_written_for_its_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        session.add(Invoice(note="new"))
+    await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2", "new"]
+
+
+async def test_work_pending_at_entry_is_written_for_the_outer_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        session.add(Invoice(note="new"))
+        async with tenant_session(session, world.b):
+            assert await visible(session) == ["b1", "b2"]
+        await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2", "new"]
+    assert await world.notes(world.b) == ["b1", "b2"]
+
+
+async def test_work_pending_under_no_tenant_is_not_given_to_one(
+    session: AsyncSession, world: World
+) -> None:
+    session.add(Invoice(note="whose?"))
+    with pytest.raises(DBAPIError):
+        async with tenant_session(session, world.a):
+            pytest.fail("entered")
+    assert await world.notes(world.a) == ["a1", "a2"]
+
+
+async def test_work_of_a_failed_block_is_discarded(session: AsyncSession, world: World) -> None:
+    with pytest.raises(RuntimeError, match="mine"):
+        async with tenant_session(session, world.a):
+            invoice = await session.get_one(Invoice, world.ids["a1"])
+            invoice.note = "changed"
+            session.add(Invoice(note="new"))
+            raise RuntimeError("mine")
+    await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2"]
+
+
+async def test_a_failed_block_discards_changes_of_objects_that_stay(
+    session: AsyncSession, world: World
+) -> None:
+    code = uuid4().hex
+    country = Country(code=code, name="before")
+    session.add(country)
+    await session.commit()
+    with pytest.raises(RuntimeError):
+        async with tenant_session(session, world.a):
+            country.name = "after"
+            raise RuntimeError
+    assert country not in session.dirty
+    await session.commit()
+    assert await world.truth("SELECT name FROM country WHERE code = $1", code) == ["before"]
+
+
+async def test_a_flush_that_fails_at_the_end_raises_and_leaves(
+    session: AsyncSession, world: World
+) -> None:
+    with pytest.raises(IntegrityError):
+        async with tenant_session(session, world.a):
+            session.add(Line(invoice_id=-1, amount=1))
+    await session.rollback()
+    assert await visible(session) == []
+
+
+async def test_objects_loaded_under_no_tenant_stay_attached(
+    session: AsyncSession, world: World
+) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    async with tenant_session(session, world.a):
+        assert country in session
+        async with tenant_session(session, world.b):
+            assert country in session
+            assert await session.get(Country, country.code) is country
+        assert country in session
+    assert country in session
+    country.name = "changed"
+    await session.commit()
+    async with session.begin():
+        assert await session.get(Country, country.code) is country
+
+
+async def test_objects_put_back_are_the_same_and_changed_as_before(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            assert inspect(invoice).detached
+        invoice.note = "changed"
+        await session.commit()
+    assert await world.notes(world.a) == ["a2", "changed"]
+
+
+async def test_objects_put_back_after_a_rollback_show_what_is_stored(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        invoice.note = "changed"
+        async with tenant_session(session, world.b):
+            await session.rollback()
+        assert inspect(invoice).expired
+        await session.refresh(invoice)
+        assert invoice.note == "a1"
+
+
+async def test_an_insert_rolled_back_in_the_inner_scope_is_not_repeated(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        new = Invoice(note="new")
+        session.add(new)
+        async with tenant_session(session, world.b):
+            await session.rollback()
+        assert new not in session
+        await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2"]
+
+
+async def test_a_delete_rolled_back_in_another_scope_serves_nothing_there(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        savepoint = await session.begin_nested()
+        await session.delete(invoice)
+        await session.flush()
+    async with tenant_session(session, world.b):
+        await savepoint.rollback()
+        assert await session.get(Invoice, world.ids["a1"]) is None
+
+
+async def test_objects_cannot_be_read_on_from_a_result_of_another_scope(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        result = await session.stream_scalars(
+            select(Invoice).order_by(Invoice.note), execution_options={"yield_per": 1}
+        )
+        first = await anext(result)
+        async with tenant_session(session, world.b):
+            with pytest.raises(InvalidRequestError, match="no longer valid"):
+                await anext(result)
+            await result.close()
+            assert first not in session
+            assert await session.get(Invoice, world.ids["a2"]) is None
+
+
+async def test_entering_the_tenant_in_force_changes_nothing(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        new = Invoice(note="new")
+        session.add(new)
+        async with tenant_session(session, world.a):
+            assert invoice in session
+            assert new in session.new
+        assert invoice in session
+        assert new in session.new
+
+
+async def test_a_relationship_does_not_carry_objects_into_another_scope(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        session.add(Line(invoice=invoice, amount=1))
+        await session.commit()
+        loaded = await session.get_one(
+            Invoice, invoice.id, options=[selectinload(Invoice.lines)], populate_existing=True
+        )
+        line = loaded.lines[0]
+        async with tenant_session(session, world.b):
+            assert line not in session
+            assert await session.get(Line, line.id) is None
+        assert line in session
+
+
+async def test_a_session_closed_inside_the_block(session: AsyncSession, world: World) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    async with tenant_session(session, world.a):
+        assert await visible(session) == ["a1", "a2"]
+        await session.close()
+        assert await visible(session) == ["a1", "a2"]
+    assert country not in session
+    assert await visible(session) == []
+
+
+async def test_leaving_begins_no_transaction(session: AsyncSession, world: World) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    async with tenant_session(session, world.a):
+        await session.commit()
+    assert country in session
+    assert not session.in_transaction()
+
+
+async def test_an_object_of_no_tenant_does_not_bring_a_tenants_objects_along(
+    session: AsyncSession, world: World
+) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.refresh(country, ["invoices"])
+        country.invoices.append(invoice)
+        await session.commit()
+        async with tenant_session(session, world.b):
+            assert country in session
+            assert invoice not in session
+            assert await session.get(Invoice, invoice.id) is None
+    assert country in session
+    assert invoice not in session
+
+
+async def test_a_copy_of_a_sessions_info_is_in_no_scope(
+    session: AsyncSession, engine: AsyncEngine, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        await session.commit()
+        async with AsyncSession(engine, info=dict(session.info)) as other:
+            assert current_tenant(other) is None
+            assert await visible(other) == []
+
+
+async def test_a_session_without_autobegin(engine: AsyncEngine, world: World) -> None:
+    async with AsyncSession(engine, autobegin=False) as session:
+        country = Country(code=uuid4().hex, name="shared")
+        async with session.begin():
+            session.add(country)
+        async with tenant_session(session, world.a), session.begin():
+            assert await visible(session) == ["a1", "a2"]
+        assert country in session
+        async with session.begin():
+            assert await visible(session) == []
+
+
+async def test_a_session_closed_for_good_inside_the_block(
+    engine: AsyncEngine, world: World
+) -> None:
+    session = AsyncSession(engine, close_resets_only=False)
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            await session.close()
+    assert inspect(invoice).detached

@@ -1,0 +1,342 @@
+"""The tenant is in force in every transaction of the block, and in none after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from harness.tenants import NOTES, Invoice, tenant_in_force, visible
+from mgf.sqlalchemy import create_engine, current_tenant, tenant_scope, tenant_session
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from harness.tenants import World
+
+A, B = ["a1", "a2"], ["b1", "b2"]
+
+
+async def test_the_block_sees_its_tenants_rows_alone(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a) as scoped:
+        assert scoped is session
+        assert await visible(session) == A
+        assert current_tenant(session) == world.a
+    assert current_tenant(session) is None
+
+
+async def test_text_in_upper_case_without_dashes_is_the_same_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a.hex.upper()):
+        assert await visible(session) == A
+        assert await tenant_in_force(session) == world.a
+
+
+async def test_query_after_commit(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        await session.commit()
+        assert await visible(session) == A
+        await session.commit()
+        assert await visible(session) == A
+
+
+async def test_query_after_rollback(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        await session.rollback()
+        assert await visible(session) == A
+
+
+async def test_refresh_after_commit(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.commit()
+        await session.refresh(invoice)
+        assert invoice.note == "a1"
+
+
+async def test_explicit_begin_blocks(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        for _ in range(2):
+            async with session.begin():
+                assert await visible(session) == A
+
+
+async def test_scope_inside_a_begin_block_that_ran_nothing(
+    session: AsyncSession, world: World
+) -> None:
+    async with session.begin(), tenant_session(session, world.a):
+        assert await visible(session) == A
+
+
+async def test_scope_around_the_rest_of_an_open_transaction(
+    session: AsyncSession, world: World
+) -> None:
+    assert await visible(session) == []
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+    assert await visible(session) == []
+    assert await tenant_in_force(session) is None
+
+
+async def test_leaving_sends_nothing_when_the_transaction_is_over(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        await session.commit()
+    assert await visible(session) == []
+
+
+FIRST_STATEMENTS = {
+    "get": lambda session, world: session.get(Invoice, world.ids["b1"]),
+    "scalar": lambda session, world: session.scalar(
+        select(Invoice).where(Invoice.id == world.ids["b1"])
+    ),
+    "text": lambda session, world: session.scalar(
+        text("SELECT note FROM invoice WHERE id = :id"), {"id": world.ids["b1"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST_STATEMENTS)
+async def test_the_first_statement_cannot_read_the_other_tenants_row(
+    session: AsyncSession, world: World, kind: str
+) -> None:
+    async with tenant_session(session, world.a):
+        assert await FIRST_STATEMENTS[kind](session, world) is None
+
+
+async def test_streams_and_scalars_as_first_statement(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        result = await session.stream_scalars(select(Invoice.note).order_by(Invoice.note))
+        assert [note async for note in result] == A
+        await session.commit()
+        assert list(await session.scalars(select(Invoice.note).order_by(Invoice.note))) == A
+
+
+async def test_a_bulk_update_without_where_touches_one_tenants_rows(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        result = await session.execute(text("UPDATE invoice SET note = 'changed'"))
+        await session.commit()
+    assert result.rowcount == 2  # type: ignore[attr-defined]
+    assert await world.notes(world.a) == ["changed", "changed"]
+    assert await world.notes(world.b) == B
+
+
+async def test_writing_for_the_other_tenant_is_refused(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        with pytest.raises(DBAPIError, match="row-level security"):
+            await session.execute(
+                text("INSERT INTO invoice (tenant_id, note) VALUES (:tenant, 'planted')"),
+                {"tenant": world.b},
+            )
+        await session.rollback()
+    assert await world.notes(world.b) == B
+
+
+async def test_an_error_in_a_savepoint_leaves_the_tenant_in_force(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        with pytest.raises(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(text("SELECT 1/0"))
+        assert await visible(session) == A
+
+
+async def test_first_statement_inside_a_savepoint_that_rolls_back(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        savepoint = await session.begin_nested()
+        assert await visible(session) == A
+        await savepoint.rollback()
+        assert await visible(session) == A
+
+
+async def test_scope_entered_inside_a_savepoint_that_rolls_back(
+    session: AsyncSession, world: World
+) -> None:
+    savepoint = await session.begin_nested()
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        await savepoint.rollback()
+        assert await visible(session) == A
+    assert await visible(session) == []
+
+
+async def test_the_same_under_an_outer_tenant(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.b):
+        assert await visible(session) == B
+        savepoint = await session.begin_nested()
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+            await savepoint.rollback()
+            assert await visible(session) == A
+        assert await visible(session) == B
+
+
+async def test_a_released_savepoint_does_not_keep_the_inner_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.b):
+        async with session.begin_nested(), tenant_session(session, world.a):
+            assert await visible(session) == A
+        assert await visible(session) == B
+
+
+async def test_a_savepoint_held_across_the_end_of_a_scope(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        savepoint = await session.begin_nested()
+        assert await visible(session) == A
+    await savepoint.rollback()
+    assert await visible(session) == []
+    assert await tenant_in_force(session) is None
+
+
+async def test_a_savepoint_held_across_a_scope_brings_no_tenant_back(
+    session: AsyncSession, world: World
+) -> None:
+    """ROLLBACK TO restores what was in force when the savepoint was made: here the tenant."""
+    async with tenant_session(session, world.a):
+        savepoint = await session.begin_nested()
+        assert await visible(session) == A
+    assert await visible(session) == []
+    await savepoint.rollback()
+    assert await visible(session) == []
+
+
+async def test_a_savepoint_rolled_back_in_sql(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        await session.execute(text("SAVEPOINT mine"))
+    assert await visible(session) == []
+    await session.execute(text("/* back */ ROLLBACK TO SAVEPOINT mine"))
+    assert await visible(session) == []
+
+
+@pytest.mark.parametrize("commits", [False, True])
+async def test_nested_scopes_come_back_to_the_outer_tenant(
+    session: AsyncSession, world: World, commits: bool
+) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            if commits:
+                await session.commit()
+                assert await visible(session) == B
+        assert await visible(session) == A
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+        assert await visible(session) == A
+    assert await visible(session) == []
+
+
+async def test_two_sessions_at_once(world: World) -> None:
+    engine = create_engine(world.app, pool_size=2)
+    sessionmaker = async_sessionmaker(engine)
+    async with (
+        tenant_scope(sessionmaker, world.a) as one,
+        tenant_scope(sessionmaker, world.b) as two,
+    ):
+        assert (await visible(one), await visible(two)) == (A, B)
+        assert (await visible(two), await visible(one)) == (B, A)
+    await engine.dispose()
+
+
+async def test_the_users_error_stays_the_error_seen(session: AsyncSession, world: World) -> None:
+    with pytest.raises(DBAPIError, match="division by zero"):
+        async with tenant_session(session, world.a):
+            await session.execute(text("SELECT 1/0"))
+    await session.rollback()
+    assert await visible(session) == []
+
+
+async def test_leaving_an_aborted_transaction(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        with pytest.raises(DBAPIError, match="division by zero"):
+            await session.execute(text("SELECT 1/0"))
+    await session.rollback()
+    assert await visible(session) == []
+
+
+async def test_read_only_and_serializable_transactions(world: World) -> None:
+    engine = create_engine(
+        world.app,
+        execution_options={"isolation_level": "SERIALIZABLE", "postgresql_readonly": True},
+    )
+    async with tenant_scope(async_sessionmaker(engine), world.a) as session:
+        assert await visible(session) == A
+        assert await session.scalar(text("SHOW transaction_isolation")) == "serializable"
+        assert await session.scalar(text("SHOW transaction_read_only")) == "on"
+    await engine.dispose()
+
+
+async def test_the_isolation_level_can_still_be_set_in_the_transaction(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        assert await visible(session) == A
+
+
+async def test_a_session_of_an_engine_made_by_others(world: World) -> None:
+    engine = create_async_engine(world.app)
+    async with AsyncSession(engine) as session:
+        assert await visible(session) == []
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+            await session.commit()
+            assert await visible(session) == A
+        assert await visible(session) == []
+    await engine.dispose()
+
+
+async def test_an_engine_that_streams_all_results(world: World) -> None:
+    engine = create_engine(world.app, execution_options={"stream_results": True})
+    async with tenant_scope(async_sessionmaker(engine), world.a) as session:
+        result = await session.stream(NOTES)
+        assert [row.note async for row in result] == A
+    await engine.dispose()
+
+
+async def test_a_pooled_connection_comes_back_without_a_tenant(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with tenant_scope(async_sessionmaker(engine), world.a) as session:
+        assert await visible(session) == A
+    async with engine.connect() as connection:
+        assert await visible(connection) == []
+
+
+async def test_a_subclass_of_uuid_or_str_cannot_smuggle_sql(
+    session: AsyncSession, world: World
+) -> None:
+    class Sneaky(type(world.a)):  # type: ignore[misc]
+        def __str__(self) -> str:
+            return f"{world.b}"
+
+    async with tenant_session(session, Sneaky(int=world.a.int)):
+        assert await visible(session) == A
+
+
+async def test_a_transaction_begun_before_the_library_was_imported(
+    session: AsyncSession, world: World
+) -> None:
+    """Then no listener has seen it: as if the session had never been heard of."""
+    assert await visible(session) == []
+    session.info.clear()
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+    assert await visible(session) == []
