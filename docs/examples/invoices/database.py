@@ -1,0 +1,54 @@
+"""The tour's own dealings with the database: set it up, and look at it with a superuser's eyes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import NullPool, text
+
+from mgf.sqlalchemy import create_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import URL, Row
+
+ROLE = "invoices_app"
+
+WHO_AM_I = """
+    SELECT rolname, rolsuper, rolbypassrls, relowner = pg_roles.oid AS owns,
+           row_security_active('invoice') AS held
+    FROM pg_roles, pg_class
+    WHERE rolname = current_user AND pg_class.oid = 'invoice'::regclass
+"""
+EVERYTHING = "SELECT id, tenant_id, customer, amount FROM invoice ORDER BY id"
+
+
+def prepare(owner: URL, password: str) -> URL:
+    """Migrate the database and return the URL of the role that the service connects as.
+
+    Args:
+        owner: a superuser's URL.
+        password: what the role shall log in with; letters and digits.
+    """
+    config = Config(Path(__file__).with_name("alembic.ini"))
+    config.attributes["database_url"] = owner
+    command.upgrade(config, "head")
+    run_sql(owner, f"ALTER ROLE {ROLE} PASSWORD '{password}'")
+    return owner.set(username=ROLE, password=password)
+
+
+def run_sql(url: URL, sql: str) -> Sequence[Row[Any]]:
+    """Run one statement in a transaction of its own and return its rows, if it has any."""
+    return asyncio.run(_run_sql(url, sql))
+
+
+async def _run_sql(url: URL, sql: str) -> Sequence[Row[Any]]:
+    engine = create_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        result = await connection.execute(text(sql))
+        return result.all() if result.returns_rows else []

@@ -1,0 +1,196 @@
+"""Two tenants use the service for real, then each tries to get at the other's invoices.
+
+Starts a PostgreSQL of its own, migrates it, serves the application and calls it over HTTP. Exit
+code 0: every answer was the one that keeps the tenants apart; 1, with the word LEAK: one was not;
+2: the tour could not be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+import textwrap
+import time
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import httpx
+import uvicorn
+from app import create_app
+from database import EVERYTHING, WHO_AM_I, prepare, run_sql
+from sqlalchemy.exc import SQLAlchemyError
+from steps import (
+    ACME,
+    BOLT,
+    FORGOTTEN,
+    REQUIRED,
+    TRUTH,
+    Step,
+    Tenant,
+    foreign_rows,
+    own_rows,
+)
+
+from mgf.common.exceptions import AppError
+from mgf.sqlalchemy.testing import TemporaryPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from fastapi import FastAPI
+    from sqlalchemy import URL
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="keep the service running afterwards")
+    parser.add_argument("--port", type=int, default=0, help="port of the service; a free one")
+    options = parser.parse_args(arguments)
+    # Always a server of its own: the tour makes a role, which belongs to a whole server.
+    os.environ.pop("MGF_TEST_DATABASE_URL", None)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, interrupt)
+    try:
+        return run(serve=options.serve, port=options.port)
+    except KeyboardInterrupt:
+        return 130
+    except (AppError, SQLAlchemyError, httpx.HTTPError, OSError) as error:
+        print(f"The tour could not be made: {error}", file=sys.stderr)
+        return 2
+
+
+def interrupt(_signal: int, _frame: object) -> None:
+    # Once: uv may hand the same Ctrl-C on, which must not disturb the clearing up.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run(*, serve: bool, port: int) -> int:
+    with TemporaryPostgres() as server:
+        app_url = prepare(server.url, secrets.token_hex())
+        with serving(create_app(app_url), port) as address:
+            version = ".".join(map(str, server.version))
+            print(f"PostgreSQL {version} on 127.0.0.1:{server.port}, the service on {address}")
+            result = report(take_tour(server.url, app_url, address))
+            if serve and result == 0:
+                keep_running(address)
+    return result
+
+
+@contextmanager
+def serving(app: FastAPI, port: int = 0) -> Generator[str]:
+    """Serve an application in a thread and yield its address; port 0 is a free one."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        server = uvicorn.Server(config)
+        thread = Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            # It listens already: the first request waits until the application has started.
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def take_tour(owner: URL, app: URL, address: str) -> list[str]:
+    """Take every step, print each answer, and return those that break the isolation.
+
+    Args:
+        owner: a superuser's URL of a database that `prepare` made and nobody has used.
+        app: the URL that the service at `address` connects with.
+        address: where the service is.
+    """
+    leaks = check_role(app)
+    leaks += take_steps(address, own_rows(1, ("Ann", "Ben", "Cleo")), "Acme, own rows", ACME)
+    leaks += take_steps(address, own_rows(4, ("Dora", "Emil", "Finn")), "Bolt, own rows", BOLT)
+    leaks += take_steps(address, foreign_rows(1, BOLT, 4), "Acme against Bolt", ACME)
+    leaks += take_steps(address, foreign_rows(4, ACME, 1), "Bolt against Acme", BOLT)
+    leaks += take_steps(address, [FORGOTTEN], "No tenant")
+    with serving(create_app(app, require_tenant=True)) as strict:
+        leaks += take_steps(strict, [REQUIRED])
+    return leaks + check_truth(owner)
+
+
+def report(leaks: list[str]) -> int:
+    """Print the outcome and return the exit code."""
+    if leaks:
+        print("\nLEAK:", *leaks, sep="\n  ")
+        return 1
+    print("\nNothing leaked.")
+    return 0
+
+
+def check_role(app: URL) -> list[str]:
+    """Make sure that policies hold the service's role: otherwise the tour would prove nothing."""
+    role = run_sql(app, WHO_AM_I)[0]
+    print(
+        f"The service connects as {role.rolname}: superuser {role.rolsuper}, bypassrls "
+        f"{role.rolbypassrls}, owner of the table {role.owns},\n"
+        f"row_security_active('invoice') {role.held}."
+    )
+    if role.held:
+        return []
+    return [f"row-level security of the table invoice does not hold the role {role.rolname}"]
+
+
+def take_steps(
+    address: str, steps: list[Step], title: str = "", tenant: Tenant | None = None
+) -> list[str]:
+    if title:
+        print(f"\n{title:23}HTTP  PostgreSQL's answer")
+    leaks: list[str] = []
+    headers = {} if tenant is None else {"X-Tenant-Id": str(tenant.id)}
+    with httpx.Client(base_url=address, headers=headers) as client:
+        for step in steps:
+            status, answer = step.take(client)
+            line = f"  {step.label:21}{status:4}  {answer}"
+            print(textwrap.fill(line, 100, subsequent_indent=" " * 29))
+            if (status, answer) != step.expected:
+                wanted = "{}, {}".format(*step.expected)
+                leaks.append(f"{title}, {step.label}: {status}, {answer}; not: {wanted}")
+    return leaks
+
+
+def check_truth(owner: URL) -> list[str]:
+    """Compare what the database holds with what it should."""
+    names = {tenant.id: tenant.name for tenant in (ACME, BOLT)}
+    truth = [
+        (row.id, names[row.tenant_id], row.customer, row.amount)
+        for row in run_sql(owner, EVERYTHING)
+    ]
+    print("\nThe truth, as the superuser sees it\n  invoice  tenant  customer  amount")
+    for invoice, tenant, customer, amount in truth:
+        print(f"  {invoice:<7}  {tenant:6}  {customer:8}  {amount:6}")
+    if truth == TRUTH:
+        return []
+    return [f"the database holds other rows than those that their tenants wrote: {truth}"]
+
+
+def keep_running(address: str) -> None:
+    """Say how to call the service, and return at Ctrl-C or SIGTERM."""
+    with suppress(KeyboardInterrupt):
+        print(f"\nThe service goes on. It describes itself: {address}/docs\nTry, for instance:")
+        for tenant, other in ((ACME, BOLT), (BOLT, ACME)):
+            for_other = f'{{"customer": "Eve", "amount": 1, "tenant_id": "{other.id}"}}'
+            print(
+                f"\n  # as {tenant.name}: read all, then write into {other.name}'s\n"
+                f"  curl -H 'X-Tenant-Id: {tenant.id}' {address}/invoices\n"
+                f"  curl -H 'X-Tenant-Id: {tenant.id}' -H 'Content-Type: application/json' \\\n"
+                f"      -d '{for_other}' \\\n"
+                f"      {address}/invoices"
+            )
+        print("\nCtrl-C ends it.", flush=True)
+        while True:
+            # Not an endless wait for an event: on Windows no Ctrl-C would end that.
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""The tour of the example: it succeeds, it fails when a tenant is not isolated, it clears up."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from app import create_app
+from architecture.workspace import ROOT, clean_environment
+from database import prepare, run_sql
+from tour import report, serving, take_tour
+
+from harness.servers import new_database
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from sqlalchemy import URL
+
+TOUR = ROOT / "docs/examples/invoices/tour.py"
+ADDRESS = re.compile(r"127\.0\.0\.1:(\d+)")
+# The tour makes a role, which belongs to a whole server: it takes one of its own, not this.
+OTHER_SERVER = {"MGF_TEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+POLICY = "POLICY tenant_isolation ON invoice"
+
+
+@pytest.fixture
+def owner(postgres_url: URL) -> URL:
+    return asyncio.run(new_database(postgres_url))
+
+
+@pytest.fixture
+def app(owner: URL) -> URL:
+    return prepare(owner, "tour-password")
+
+
+def leaks_of(owner: URL, app: URL) -> str:
+    """Take the tour on a database and return what it reports as leaks, line by line."""
+    with serving(create_app(app)) as address:
+        return "\n".join(take_tour(owner, app, address))
+
+
+def test_an_intact_policy_passes(owner: URL, app: URL) -> None:
+    assert leaks_of(owner, app) == ""
+
+
+def test_a_policy_that_shows_everything_is_a_leak(owner: URL, app: URL) -> None:
+    run_sql(owner, "CREATE POLICY everything ON invoice FOR SELECT USING (true)")
+
+    leaks = leaks_of(owner, app)
+
+    assert "Acme against Bolt, read Bolt's 4: 200, 1 row: 4" in leaks
+    assert "Bolt against Acme, list all: 200, 4 rows: 1, 2, 4, 5" in leaks
+    assert "No tenant, list, no tenant: 200, 4 rows: 1, 2, 4, 5" in leaks
+    assert "the database holds other rows" not in leaks
+
+
+def test_a_policy_that_lets_everything_be_written_is_a_leak(owner: URL, app: URL) -> None:
+    run_sql(owner, "CREATE POLICY everything ON invoice USING (true)")
+
+    leaks = leaks_of(owner, app)
+
+    assert "Acme against Bolt, delete Bolt's 4: 204, 1 row" in leaks
+    assert "Bolt against Acme, insert for Acme: 201" in leaks
+    assert "the database holds other rows" in leaks
+
+
+def test_row_security_switched_off_is_a_leak(owner: URL, app: URL) -> None:
+    run_sql(owner, "ALTER TABLE invoice DISABLE ROW LEVEL SECURITY")
+
+    leaks = leaks_of(owner, app)
+
+    assert leaks.startswith("row-level security of the table invoice does not hold the role")
+    assert "Acme against Bolt, delete Bolt's 4: 204, 1 row" in leaks
+
+
+def test_a_dropped_policy_is_reported_too(owner: URL, app: URL) -> None:
+    """PostgreSQL then lets nobody see anything, which is not what the tour expects either."""
+    run_sql(owner, f"DROP {POLICY}")
+
+    assert "Acme, own rows, insert, for Ann: 403" in leaks_of(owner, app)
+
+
+def test_a_service_that_connects_as_superuser_is_a_leak(owner: URL, app: URL) -> None:
+    assert "does not hold the role postgres" in leaks_of(owner, owner)
+
+
+def test_a_leak_ends_with_exit_code_1_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(["Acme read Bolt's"]) == 1
+    assert capsys.readouterr().out == "\nLEAK:\n  Acme read Bolt's\n"
+    assert report([]) == 0
+
+
+def test_the_models_are_what_the_migrations_make(owner: URL, app: URL) -> None:
+    command = [sys.executable, "-m", "alembic", "check"]
+    url = owner.render_as_string(hide_password=False)
+    subprocess.run(
+        command, cwd=TOUR.parent, env=clean_environment(OWNER_DATABASE_URL=url), check=True
+    )
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """An empty folder for what a program leaves in TMPDIR; PostgreSQL's account may enter it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def running(
+    temporary: Path, *arguments: str, **environment: str
+) -> Generator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", TOUR, *arguments],
+        env=clean_environment(TMPDIR=str(temporary), **OTHER_SERVER, **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def outcome(temporary: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    with running(temporary, *arguments, **environment) as process:
+        out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def assert_nothing_is_left(out: str, temporary: Path) -> None:
+    ports = [int(port) for port in ADDRESS.findall(out)]
+    assert len(ports) >= 2
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            pass
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_tour_succeeds_and_leaves_nothing(temporary: Path) -> None:
+    code, out, err = outcome(temporary)
+
+    assert (code, err) == (0, "")
+    assert out.endswith("\nNothing leaked.\n")
+    assert max(len(line) for line in out.splitlines()) <= 100
+    assert_nothing_is_left(out, temporary)
+
+
+def read_until(text: str, process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    out = ""
+    while text not in out:
+        line = process.stdout.readline()
+        assert line, out
+        out += line
+    return out
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_serve_runs_until_it_is_told_to_stop(temporary: Path, signal_: signal.Signals) -> None:
+    with running(temporary, "--serve") as process:
+        out = read_until("Ctrl-C", process)
+        process.send_signal(signal_)
+        rest, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert_nothing_is_left(out + rest, temporary)
+
+
+def test_what_serve_prints_can_be_called(temporary: Path) -> None:
+    with running(temporary, "--serve") as process:
+        out = read_until("Ctrl-C", process)
+        documentation = re.search(r"http://\S+/docs", out)
+        assert documentation
+        assert "Invoices" in httpx.get(documentation[0]).text
+        commands = re.search(r"  # as Acme.*/invoices\n", out, re.DOTALL)
+        assert commands
+        script = commands[0].replace("curl", "curl --silent")
+        answers = subprocess.run(
+            ["bash", "-ec", script], stdout=subprocess.PIPE, text=True, check=True
+        )
+    acme, bolt = answers.stdout.split("]")[:2]
+    assert (acme.count('"id"'), bolt.count('"id"')) == (2, 2)
+    assert answers.stdout.count('"sqlstate":"42501"') == 2
+
+
+def test_a_signal_in_the_middle_leaves_nothing(temporary: Path) -> None:
+    with running(temporary) as process:
+        assert process.stdout is not None
+        while not list(temporary.iterdir()):
+            assert process.poll() is None
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(temporary: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, out, err = outcome(temporary, "--port", port)
+    assert (code, out) == (2, "")
+    assert err.startswith("The tour could not be made: ")
+    assert "in use" in err
+    assert err.count("\n") == 1
+    assert list(temporary.iterdir()) == []
+
+
+def test_missing_binaries_are_said_in_one_line(temporary: Path) -> None:
+    code, out, err = outcome(temporary, MGF_PG_BINDIR=str(temporary))
+    assert (code, out) == (2, "")
+    assert err.startswith("The tour could not be made: no program 'initdb'")
+    assert err.count("\n") == 1
