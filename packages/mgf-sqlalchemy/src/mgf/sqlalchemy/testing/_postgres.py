@@ -19,7 +19,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.testing._account import server_account
 from mgf.sqlalchemy.testing._binaries import URL_VARIABLE, find_binaries
 from mgf.sqlalchemy.testing._process import SupervisedServer
-from mgf.sqlalchemy.testing._supervisor import Job
+from mgf.sqlalchemy.testing._protocol import Job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,9 +176,9 @@ class TemporaryPostgres:
         return self._log if self._server is None else self._server.log
 
     def _own(self, name: str) -> SupervisedServer:
-        where = self.url
+        _ = self.url
         if self._server is None:
-            msg = f"{name} of {str(where)!r} is not known here: {URL_VARIABLE} names it, so ask it"
+            msg = f"{name} is not known here: {URL_VARIABLE} names the server, so ask that"
             raise AppConfigError(msg)
         return self._server
 

@@ -11,10 +11,13 @@ import sys
 import time
 import weakref
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from mgf.common.exceptions import AppConfigError, OperationError
 from mgf.sqlalchemy.testing import _supervisor
+
+if TYPE_CHECKING:
+    from mgf.sqlalchemy.testing._protocol import Failed, Job, Ready
 
 __all__ = ["SupervisedServer"]
 
@@ -32,9 +35,9 @@ class SupervisedServer:
         OperationError: The server did not start. No process and no folder is left behind.
     """
 
-    def __init__(self, job: _supervisor.Job) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._ready: _supervisor.Ready | None = None
+        self._ready: Ready | None = None
         self._process = subprocess.Popen(  # noqa: S603 - this package's own script
             [sys.executable, "-I", "-S", _supervisor.__file__],
             stdin=subprocess.PIPE,
@@ -73,12 +76,7 @@ class SupervisedServer:
         if self._process.wait() != 0:
             self._clear_up()
 
-    def disown(self) -> None:
-        """Forget the server in a forked child, so that the parent's end alone is the server's."""
-        self._process.returncode = 0  # whose child it is not
-        self.end()
-
-    def _hand_over(self) -> _supervisor.Ready:
+    def _hand_over(self) -> Ready:
         lifeline, answer = self._process.stdin, self._process.stdout
         assert lifeline is not None  # noqa: S101 - narrows the types: both are pipes
         assert answer is not None  # noqa: S101
@@ -86,7 +84,7 @@ class SupervisedServer:
             lifeline.write(json.dumps(self._job).encode() + b"\n")
         line = answer.readline()
         try:
-            reply = cast("_supervisor.Ready | _supervisor.Failed", json.loads(line))
+            reply = cast("Ready | Failed", json.loads(line))
         except ValueError:
             output = (line + answer.read()).decode(errors="replace").strip()
             msg = f"the process that keeps PostgreSQL ended before the server was ready: {output}"
@@ -108,7 +106,8 @@ class SupervisedServer:
             pid = int(Path(self._job["data"], "postmaster.pid").read_text().split("\n")[0])
             if self._ready is None or pid != self._ready["pid"]:
                 return False  # another server's, in a kept folder
-            os.kill(pid, signal.SIGQUIT)  # Linux has done so already, see the supervisor
+            # Linux has done so already, see the supervisor.
+            os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGQUIT)
         except (OSError, ValueError):
             return False
         return True
@@ -117,10 +116,14 @@ class SupervisedServer:
 _running: weakref.WeakSet[SupervisedServer] = weakref.WeakSet()
 
 
-def _disown_all() -> None:
+def _let_go() -> None:
+    """Close the lifelines in a forked child, so that they end when the parent does.
+
+    The supervisors are not its children: there is nothing for it to wait for.
+    """
     for server in list(_running):
-        server.disown()
+        server.end()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_disown_all)
+    os.register_at_fork(after_in_child=_let_go)

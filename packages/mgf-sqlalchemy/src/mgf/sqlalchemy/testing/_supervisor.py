@@ -20,11 +20,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, TypedDict, final
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from mgf.sqlalchemy.testing._protocol import Failed, Job, Ready
 
 PASSWORD_FILE: Final = "mgf.password"  # noqa: S105 - the name of a file
 
@@ -59,40 +61,6 @@ _SETTINGS: Final = {
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TEMP", "TMP")
 
 
-class Job(TypedDict):
-    """What the parent asks for; paths are absolute."""
-
-    bindir: str
-    major: int
-    relocate: list[str]  # copied into `work` before use, bindir lies in one of them
-    work: str  # made here, removed at the end
-    data: str
-    by_descriptor: bool  # the account cannot walk to `data`
-    account: tuple[int, int] | None  # uid and gid
-    initdb: list[str]
-    settings: dict[str, str]
-    port: int | None
-    timeout: float
-
-
-@final
-class Ready(TypedDict):
-    """The answer when the server takes connections."""
-
-    port: int
-    password: str
-    pid: int
-
-
-@final
-class Failed(TypedDict):
-    """The answer when there is no server."""
-
-    error: str
-    log: str
-    misuse: bool  # the caller's mistake
-
-
 class _ParentGone(Exception):  # noqa: N818 - no error: there is nobody left to serve
     pass
 
@@ -101,7 +69,7 @@ class _Failure(Exception):  # noqa: N818 - becomes the reply
     def __init__(self, error: str, *, log: str = "", misuse: bool = False) -> None:
         super().__init__(error)
         tail = "\n".join(log.splitlines()[-_LOG_LINES:])
-        self.reply = Failed(error=error, log=tail, misuse=misuse)
+        self.reply: Failed = {"error": error, "log": tail, "misuse": misuse}
 
 
 def supervise(job: Job, gone: threading.Event, report: Callable[[Ready | Failed], None]) -> None:
@@ -144,7 +112,7 @@ class _Supervisor:
             password = self._kept_password() or self._create_cluster()
             undo.pop_all()
         port, pid = self._serve()
-        return Ready(port=port, password=password, pid=pid)
+        return {"port": port, "password": password, "pid": pid}
 
     # -- folders ---------------------------------------------------------------------------
 
