@@ -179,24 +179,3 @@ async def test_a_test_double_is_sent_the_statement_once() -> None:
         double.execute.assert_awaited_once()
         assert f"SET LOCAL app.current_tenant = '{ID}'" in str(double.execute.await_args.args[0])
     double.execute.assert_awaited_once()
-
-
-async def test_a_failed_first_statement_does_not_make_the_second_one_unscoped(
-    session: AsyncSession, world: World
-) -> None:
-    """The session keeps its connection when binding the transaction fails."""
-    fail = True
-
-    def interfere(*args: Any) -> None:
-        if fail and "app.current_tenant" in args[2]:
-            raise RuntimeError("interfered")
-
-    bind = session.get_bind()
-    event.listen(bind, "before_cursor_execute", interfere)
-    async with tenant_session(session, world.a):
-        with pytest.raises(RuntimeError, match="interfered"):
-            await visible(session)
-        with pytest.raises(RuntimeError, match="interfered"):
-            await visible(session)
-        fail = False
-        assert await visible(session) == ["a1", "a2"]

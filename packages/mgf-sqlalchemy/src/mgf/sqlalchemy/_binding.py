@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import event
 
+from mgf.sqlalchemy._carrier import carrier_of, send
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ SETTING = "app.current_tenant"
 _ROLLBACK = re.compile(
     r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*(?:ROLLBACK|ABORT)\b", re.IGNORECASE | re.DOTALL
 )
-# An engine or connection may ask for server-side cursors, which SET LOCAL cannot have.
-_PLAIN = {"stream_results": False}
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Binding:
         self._scopes: list[weakref.ref[Scope]] = []
         self._root: weakref.ref[RootTransaction] | None = None
         self._applied: Setting | None = UNBOUND
-        self._is_applying = False
+        self._is_sending = False
         self._is_hooked = False
 
     @property
@@ -119,37 +118,50 @@ class Binding:
         self._scopes = [weakref.ref(other) for other in self._live() if other is not scope]
 
     def hook(self, connection: Connection) -> None:
-        """Look at each statement of this connection from now on, and bind first if need be."""
+        """After a change: look at each statement from now on, and bind first if need be."""
+        self._drop_carried(connection)
         if not self._is_hooked:
             event.listen(connection, "before_cursor_execute", _before_statement)
             self._is_hooked = True
 
     def apply(self, connection: Connection) -> None:
-        """Bind the connection's transaction to what is wanted.
+        """Bind the connection's transaction to what is wanted, with its BEGIN where that is due.
+
+        To be called when a transaction begins, or a statement is about to be sent.
 
         Raises:
             TenantScopeError: the database has no row-level security, the connection is in
                 AUTOCOMMIT, where a setting is lost with the statement that made it, or two
                 sessions want different tenants on it.
         """
-        if self._is_applying:
+        if self._is_sending:
             return
         _refuse_conflict(self._live())
         root = connection.get_transaction()
         if root is not None and (self._root is None or self._root() is not root):
+            self._drop_carried(connection)
             self._root, self._applied = weakref.ref(root), UNBOUND
         wanted = self.wanted
-        if wanted == self._applied:
-            return
-        refuse_unscopable(connection)
-        self._is_applying = True
-        before, self._applied = self._applied, None
+        if wanted != self._applied:
+            refuse_unscopable(connection)
+            statements = list(wanted.statements(self._applied))
+            carrier = carrier_of(connection)
+            if carrier is None or not carrier.carry("; ".join(statements)):
+                self._send(connection, statements)
+            self._applied = wanted
+
+    def _send(self, connection: Connection, statements: list[str]) -> None:
+        self._applied = None
+        self._is_sending = True
         try:
-            for statement in wanted.statements(before):
-                connection.exec_driver_sql(statement, execution_options=_PLAIN)
+            send(connection, statements)
         finally:
-            self._is_applying = False
-        self._applied = wanted
+            self._is_sending = False
+
+    def _drop_carried(self, connection: Connection) -> None:
+        carrier = carrier_of(connection)
+        if carrier is not None and carrier.drop():
+            self._applied = UNBOUND  # BEGIN was still to come
 
     def forget(self) -> None:
         """Take what is applied for unknown: part of the transaction is being rolled back."""

@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from mgf.common import UnconfiguredWarning, current_context
+from mgf.sqlalchemy._carrier import carrier_class, carry_nothing_over
 from mgf.sqlalchemy._pool import validate_checkouts
 from mgf.sqlalchemy._url import connect_arguments, normalize_url
 
@@ -81,6 +82,7 @@ def create_engine(
     engine = sqlalchemy.ext.asyncio.create_async_engine(url, **options)
     if engine.dialect.driver == "asyncpg":
         event.listen(engine.sync_engine, "do_connect", _connect)
+        carry_nothing_over(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _set_pragmas)
     elif pool_pre_ping:
@@ -139,6 +141,9 @@ def _connect(
     """
     import asyncpg  # only where an engine uses it: users pick their drivers
 
+    if "async_creator_fn" not in options:  # it may not know what to do with the class
+        base = options.get("connection_class", asyncpg.Connection)
+        options["connection_class"] = carrier_class(base)
     dbapi: Any = dialect.loaded_dbapi
     try:
         return dialect.connect(*arguments, **options)

@@ -184,6 +184,7 @@ async def _scope_connection(
         yield connection
     finally:
         binding.remove(scope)
+        binding.hook(sync_connection)
 
 
 @asynccontextmanager

@@ -1,0 +1,153 @@
+"""How a statement that binds a transaction travels to the server.
+
+Through `Connection.exec_driver_sql` it works with every driver, but there it costs more than it
+must: asyncpg prepares each distinct text, so that every tenant takes two round trips and a place
+in its caches. So the drivers that this package knows are handed it as a simple query; and
+asyncpg, which SQLAlchemy lets send BEGIN with the first statement only, is handed it in time to
+travel with that BEGIN.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+# What is sent beside SQLAlchemy does not show in its echo.
+_log = logging.getLogger("mgf.sqlalchemy")
+
+# An engine or connection may ask for server-side cursors, which SET LOCAL cannot have.
+_PLAIN = {"stream_results": False}
+
+
+class BeginCarrier:
+    """Mixed into asyncpg's connection: the next BEGIN takes a statement along, once."""
+
+    # That SQLAlchemy begins a transaction with execute("BEGIN...") is how it and asyncpg work
+    # today. It is seen once before it is relied on: each new engine asks the server for its
+    # version in a transaction.
+    sees_begin: ClassVar[bool] = False
+    _carried: str | None = None
+
+    def carry(self, statement: str) -> bool:
+        """Send a statement with the next BEGIN; False where that is not known to work."""
+        # The plain type: asyncpg's metaclass calls any of its connections an instance of ours.
+        connection: Any = self
+        if not type(self).sees_begin or connection.is_in_transaction():
+            return False
+        self._carried = statement
+        return True
+
+    def drop(self) -> bool:
+        """Carry nothing; return whether there was something that BEGIN has not taken yet."""
+        was_carrying = self._carried is not None
+        self._carried = None
+        return was_carrying
+
+    # The signature is asyncpg's, its own timeout included.
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
+        """Run a query, BEGIN with what it carries in the same round trip."""
+        begins = query.startswith("BEGIN") and not args
+        if begins:
+            type(self).sees_begin = True
+        carried = self._carried if begins else None
+        if carried is not None:
+            self._carried = None
+            query = f"{query.rstrip(';')}; {carried}"
+            _log.debug("%s", query)
+        connection: Any = super()
+        try:
+            status: str = await connection.execute(query, *args, timeout=timeout)
+        except BaseException:
+            if carried is not None:
+                # asyncpg takes a transaction that did not begin for one that did, and would
+                # send a SAVEPOINT next.
+                connection.terminate()
+            raise
+        return status
+
+
+@functools.cache
+def carrier_class(base: type[Any]) -> type[Any]:
+    """Return a class of asyncpg connections that carries statements with BEGIN."""
+    return type(f"Carrying{base.__name__}", (BeginCarrier, base), {})
+
+
+def carry_nothing_over(engine: AsyncEngine) -> None:
+    """Make sure that no checkout meets what was meant for the one before."""
+    event.listen(engine.sync_engine, "checkout", _drop_at_checkout)
+
+
+def _drop_at_checkout(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
+    driver = getattr(connection, "driver_connection", None)
+    if isinstance(driver, BeginCarrier):
+        driver.drop()
+
+
+def carrier_of(connection: Connection) -> BeginCarrier | None:
+    """Return what carries statements with the BEGIN of this connection, if anything does."""
+    if connection.closed or connection.invalidated:
+        return None
+    driver = connection.connection.driver_connection
+    return driver if isinstance(driver, BeginCarrier) else None
+
+
+def send(connection: Connection, statements: Sequence[str]) -> None:
+    """Send statements without parameters inside a connection's transaction.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: what the database answered.
+    """
+    simple_query = _SIMPLE_QUERIES.get(connection.dialect.driver)
+    adapted: Any = connection.connection.dbapi_connection
+    if simple_query is not None and hasattr(adapted, "run_async"):
+        try:
+            if adapted.run_async(simple_query("; ".join(statements))):
+                return
+        except Exception:  # noqa: BLE001 - what it is, the second try says
+            # Raised by the driver, with no sign of SQLAlchemy. What went wrong does so again
+            # here, where it becomes the error that users know and a lost connection is noticed.
+            _execute(connection, statements)
+            return
+    _execute(connection, statements)
+
+
+def _execute(connection: Connection, statements: Sequence[str]) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement, execution_options=_PLAIN)
+
+
+def _asyncpg_query(sql: str) -> Callable[[Any], Awaitable[bool]]:
+    async def query(driver: Any) -> bool:
+        if not driver.is_in_transaction():
+            return False  # BEGIN is still to come, and only SQLAlchemy can send it
+        _log.debug("%s", sql)
+        await driver.execute(sql)
+        return True
+
+    return query
+
+
+def _psycopg_query(sql: str) -> Callable[[Any], Awaitable[bool]]:
+    async def query(driver: Any) -> bool:
+        _log.debug("%s", sql)
+        # Begins the transaction where that is still to come.
+        await driver.execute(sql, prepare=False)
+        return True
+
+    return query
+
+
+_SIMPLE_QUERIES: dict[str, Callable[[str], Callable[[Any], Awaitable[bool]]]] = {
+    "asyncpg": _asyncpg_query,
+    "psycopg": _psycopg_query,
+}

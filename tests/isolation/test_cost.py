@@ -1,0 +1,223 @@
+"""What the tenant costs, counted in round trips on the wire and in cached statements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from harness.proxy import Proxy, proxied
+from harness.tenants import NOTES, tenant_in_force, visible
+from mgf.sqlalchemy import (
+    create_engine,
+    create_sessionmaker,
+    tenant_connection,
+    tenant_scope,
+    tenant_session,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+    from harness.tenants import World
+
+# Beyond a plain unit: asyncpg sends the tenant with BEGIN, psycopg cannot.
+EXTRA = {"asyncpg": 0, "psycopg": 1}
+# Units until the caches are filled: psycopg prepares a statement that it has seen five times.
+WARM = 8
+
+
+@pytest.fixture
+async def proxy(world: World) -> AsyncGenerator[Proxy]:
+    async with proxied(world.app) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def engine(proxy: Proxy) -> AsyncGenerator[AsyncEngine]:
+    engine = create_engine(proxy.url, pool_size=1, max_overflow=0, pool_ping_idle=60)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def plain_unit(proxy: Proxy) -> int:
+    """Turnarounds of checkout, BEGIN, one SELECT, COMMIT, check-in in SQLAlchemy alone."""
+    engine = create_async_engine(proxy.url)
+    for _ in range(WARM):
+        proxy.reset()
+        async with AsyncSession(engine) as session:
+            await session.execute(NOTES)
+            await session.commit()
+    turnarounds = proxy.turnarounds
+    await engine.dispose()
+    return turnarounds
+
+
+async def unit(sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID) -> None:
+    async with tenant_scope(sessionmaker, tenant) as session:
+        await session.execute(NOTES)
+        await session.commit()
+
+
+@pytest.mark.parametrize("require_tenant", [False, True])
+@pytest.mark.parametrize("tenants", [1, 1000])
+async def test_a_scoped_unit_costs_no_more_than_a_plain_one(
+    engine: AsyncEngine,
+    proxy: Proxy,
+    plain_unit: int,
+    driver: str,
+    tenants: int,
+    require_tenant: bool,
+) -> None:
+    sessionmaker = create_sessionmaker(engine, require_tenant=require_tenant)
+    for _ in range(WARM):
+        await unit(sessionmaker, uuid4())
+    ids = [uuid4() for _ in range(tenants)]
+    proxy.reset()
+    for tenant in ids:
+        await unit(sessionmaker, tenant)
+    assert proxy.turnarounds == tenants * (plain_unit + EXTRA[driver])
+
+
+async def test_requiring_a_tenant_costs_no_more_outside_a_scope(
+    engine: AsyncEngine, proxy: Proxy, plain_unit: int, driver: str
+) -> None:
+    sessionmaker = create_sessionmaker(engine, require_tenant=True)
+    for _ in range(WARM):
+        proxy.reset()
+        async with sessionmaker() as session:
+            await session.execute(text("SELECT count(*) FROM country"))
+            await session.commit()
+    assert proxy.turnarounds == plain_unit + EXTRA[driver]
+
+
+async def test_entering_and_leaving_an_open_transaction_cost_one_each(
+    engine: AsyncEngine, proxy: Proxy
+) -> None:
+    async with create_sessionmaker(engine)() as session:
+        for _ in range(WARM):
+            await visible(session)
+        proxy.reset()
+        await visible(session)
+        one = proxy.turnarounds
+        async with tenant_session(session, uuid4()):
+            await visible(session)
+            assert proxy.turnarounds == 2 * one + 1
+            async with tenant_session(session, uuid4()):
+                await visible(session)
+                assert proxy.turnarounds == 3 * one + 2
+            await visible(session)
+            assert proxy.turnarounds == 4 * one + 3
+        await visible(session)
+        assert proxy.turnarounds == 5 * one + 4
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close"])
+async def test_leaving_costs_nothing_when_the_transaction_ends_next(
+    engine: AsyncEngine, proxy: Proxy, end: str
+) -> None:
+    async def ends(session: AsyncSession) -> int:
+        proxy.reset()
+        await getattr(session, end)()
+        return proxy.turnarounds
+
+    async with create_sessionmaker(engine)() as session:
+        await visible(session)
+        plain = await ends(session)
+        async with tenant_session(session, uuid4()):
+            await visible(session)
+            proxy.reset()
+        assert proxy.turnarounds == 0
+        assert await ends(session) == plain
+
+
+async def test_no_tenant_takes_a_place_in_the_statement_caches(
+    engine: AsyncEngine, world: World
+) -> None:
+    sessionmaker = create_sessionmaker(engine)
+    async with sessionmaker() as session:
+        for _ in range(20):
+            async with tenant_session(session, uuid4()):
+                await visible(session)
+        await session.commit()
+        for _ in range(20):
+            async with tenant_session(session, uuid4()):
+                await visible(session)
+                await session.commit()
+        statements = await session.scalars(text("SELECT statement FROM pg_prepared_statements"))
+        assert [one for one in statements if "SET LOCAL" in one] == []
+
+
+async def test_a_tenant_that_was_never_sent_is_not_met_by_the_next_checkout(
+    engine: AsyncEngine, world: World
+) -> None:
+    """BEGIN goes with the first statement; here there is none."""
+    sessionmaker = create_sessionmaker(engine)
+    for _ in range(2):
+        async with tenant_scope(sessionmaker, world.a) as session:
+            await session.connection()
+    async with engine.connect() as connection:
+        assert await tenant_in_force(connection) is None
+
+
+async def test_a_scope_left_before_the_first_statement(engine: AsyncEngine, world: World) -> None:
+    async with create_sessionmaker(engine)() as session:
+        await visible(session)
+        await session.commit()
+        async with tenant_session(session, world.a):
+            await session.connection()
+        assert await visible(session) == []
+        await session.commit()
+        async with tenant_session(session, world.a):
+            await session.connection()
+            async with tenant_session(session, world.b):
+                assert await visible(session) == ["b1", "b2"]
+
+
+async def test_a_scoped_connection_costs_no_more_than_a_plain_one(
+    engine: AsyncEngine, proxy: Proxy, driver: str
+) -> None:
+    async with engine.connect() as connection:
+        counts = []
+        for scope in (None, uuid4()):
+            for _ in range(WARM):
+                proxy.reset()
+                if scope is None:
+                    await visible(connection)
+                else:
+                    async with tenant_connection(connection, scope):
+                        await visible(connection)
+                await connection.commit()
+            counts.append(proxy.turnarounds)
+        assert counts[1] == counts[0] + EXTRA[driver]
+
+
+async def test_a_connection_scope_left_before_the_first_statement(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection:
+        await visible(connection)
+        await connection.commit()
+        async with tenant_connection(connection, world.a):
+            await connection.begin()
+        assert await visible(connection) == []
+
+
+async def test_what_goes_with_begin_shows_in_the_log(
+    engine: AsyncEngine, world: World, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLAlchemy's echo knows nothing of it, and would look as if no tenant was set."""
+    async with engine.connect() as connection:
+        await visible(connection)
+    with caplog.at_level("DEBUG", logger="mgf.sqlalchemy"):
+        async with tenant_scope(create_sessionmaker(engine), world.a) as session:
+            await visible(session)
+    expected = "BEGIN; " if driver == "asyncpg" else ""
+    assert f"{expected}SET LOCAL app.current_tenant = '{world.a}'" in caplog.messages
