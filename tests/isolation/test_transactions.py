@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncResult,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from harness.tenants import NOTES, Invoice, tenant_in_force, visible
 from mgf.sqlalchemy import create_engine, current_tenant, tenant_scope, tenant_session
+from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -340,3 +348,55 @@ async def test_a_transaction_begun_before_the_library_was_imported(
     async with tenant_session(session, world.a):
         assert await visible(session) == A
     assert await visible(session) == []
+
+
+ROWS = text("SELECT n FROM generate_series(1, 1000) n, invoice ORDER BY n")
+
+
+async def half_read(session: AsyncSession) -> AsyncResult[Any]:
+    result = await session.stream(ROWS, execution_options={"yield_per": 10})
+    assert len(await result.fetchmany(10)) == 10
+    return result
+
+
+@pytest.mark.parametrize("enters", [True, False])
+async def test_a_result_that_is_still_being_read_ends_where_the_tenant_changes(
+    session: AsyncSession, world: World, enters: bool
+) -> None:
+    """A policy may be evaluated row by row: the rest could be the other tenant's."""
+    async with AsyncExitStack() as scope:
+        await scope.enter_async_context(tenant_session(session, world.a))
+        result = await half_read(session)
+        if enters:
+            await scope.enter_async_context(tenant_session(session, world.b))
+        else:
+            await scope.aclose()
+        await visible(session)
+        # SQLAlchemy lets asyncpg's own error pass here.
+        with pytest.raises((DBAPIError, asyncpg.PostgresError)) as caught:
+            await result.fetchall()
+        assert sqlstate(caught.value) == "34000"
+        await session.rollback()
+
+
+async def test_a_result_can_be_read_on_where_the_tenant_comes_back_unchanged(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        result = await half_read(session)
+        async with session.begin_nested(), tenant_session(session, world.a):
+            await visible(session)
+        assert len(await result.fetchall()) == 1990
+
+
+async def test_a_savepoint_that_rolls_back_ends_no_result_of_the_same_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    assert await visible(session) == []
+    async with tenant_session(session, world.a):
+        result = await half_read(session)
+        savepoint = await session.begin_nested()
+        await visible(session)
+        await savepoint.rollback()
+        assert await visible(session) == A
+        assert len(await result.fetchall()) == 1990

@@ -95,6 +95,8 @@ class Binding:
         self._scopes: list[weakref.ref[Scope]] = []
         self._root: weakref.ref[RootTransaction] | None = None
         self._applied: Setting | None = UNBOUND
+        # The tenant whose rows a cursor that is still open may be reading.
+        self._read_by: UUID | None = None
         self._is_sending = False
         self._is_hooked = False
 
@@ -140,7 +142,7 @@ class Binding:
         root = connection.get_transaction()
         if root is not None and (self._root is None or self._root() is not root):
             self._drop_carried(connection)
-            self._root, self._applied = weakref.ref(root), UNBOUND
+            self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
         wanted = self.wanted
         if wanted != self._applied:
             refuse_unscopable(connection)
@@ -148,13 +150,14 @@ class Binding:
             carrier = carrier_of(connection)
             if carrier is None or not carrier.carry("; ".join(statements)):
                 self._send(connection, statements)
-            self._applied = wanted
+            self._applied, self._read_by = wanted, wanted.tenant
 
     def _send(self, connection: Connection, statements: list[str]) -> None:
+        changes_tenant = self.wanted.tenant != self._read_by
         self._applied = None
         self._is_sending = True
         try:
-            send(connection, statements)
+            send(connection, statements, close_cursors=changes_tenant)
         finally:
             self._is_sending = False
 

@@ -9,8 +9,9 @@ travel with that BEGIN.
 
 from __future__ import annotations
 
-import functools
 import logging
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import event
@@ -76,7 +77,7 @@ class BeginCarrier:
         return status
 
 
-@functools.cache
+@cache
 def carrier_class(base: type[Any]) -> type[Any]:
     """Return a class of asyncpg connections that carries statements with BEGIN."""
     return type(f"Carrying{base.__name__}", (BeginCarrier, base), {})
@@ -101,53 +102,55 @@ def carrier_of(connection: Connection) -> BeginCarrier | None:
     return driver if isinstance(driver, BeginCarrier) else None
 
 
-def send(connection: Connection, statements: Sequence[str]) -> None:
+def send(connection: Connection, statements: Sequence[str], *, close_cursors: bool) -> None:
     """Send statements without parameters inside a connection's transaction.
+
+    Args:
+        connection: a connection whose transaction has begun.
+        statements: the statements.
+        close_cursors: end what is still being read. A policy may be evaluated row by row, and a
+            result that was opened for one tenant would go on with another one's rows.
 
     Raises:
         sqlalchemy.exc.DBAPIError: what the database answered.
     """
-    simple_query = _SIMPLE_QUERIES.get(connection.dialect.driver)
+    closing = ["CLOSE ALL"] if close_cursors else []
     adapted: Any = connection.connection.dbapi_connection
+    simple_query = _SIMPLE_QUERIES.get(connection.dialect.driver)
     if simple_query is not None and hasattr(adapted, "run_async"):
-        try:
-            if adapted.run_async(simple_query("; ".join(statements))):
+        if not _has_begun(adapted.driver_connection):
+            closing = []  # nothing to close; and SET TRANSACTION has to come before it
+        with suppress(Exception):
+            # What the driver raises has no sign of SQLAlchemy. What went wrong does so again
+            # below, where it becomes the error that users know, and a lost connection is noticed.
+            if adapted.run_async(partial(simple_query, sql="; ".join([*closing, *statements]))):
                 return
-        except Exception:  # noqa: BLE001 - what it is, the second try says
-            # Raised by the driver, with no sign of SQLAlchemy. What went wrong does so again
-            # here, where it becomes the error that users know and a lost connection is noticed.
-            _execute(connection, statements)
-            return
-    _execute(connection, statements)
-
-
-def _execute(connection: Connection, statements: Sequence[str]) -> None:
-    for statement in statements:
+    for statement in (*closing, *statements):
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 
 
-def _asyncpg_query(sql: str) -> Callable[[Any], Awaitable[bool]]:
-    async def query(driver: Any) -> bool:
-        if not driver.is_in_transaction():
-            return False  # BEGIN is still to come, and only SQLAlchemy can send it
-        _log.debug("%s", sql)
-        await driver.execute(sql)
-        return True
-
-    return query
+def _has_begun(driver: Any) -> bool:
+    """Say whether the server has had this transaction's BEGIN: both drivers send it late."""
+    if hasattr(driver, "is_in_transaction"):
+        return bool(driver.is_in_transaction())
+    return bool(driver.info.transaction_status)  # psycopg; 0 is libpq's PQTRANS_IDLE
 
 
-def _psycopg_query(sql: str) -> Callable[[Any], Awaitable[bool]]:
-    async def query(driver: Any) -> bool:
-        _log.debug("%s", sql)
-        # Begins the transaction where that is still to come.
-        await driver.execute(sql, prepare=False)
-        return True
-
-    return query
+async def _asyncpg_query(driver: Any, sql: str) -> bool:
+    if not driver.is_in_transaction():
+        return False  # only SQLAlchemy can send BEGIN
+    _log.debug("%s", sql)
+    await driver.execute(sql)
+    return True
 
 
-_SIMPLE_QUERIES: dict[str, Callable[[str], Callable[[Any], Awaitable[bool]]]] = {
+async def _psycopg_query(driver: Any, sql: str) -> bool:
+    _log.debug("%s", sql)
+    await driver.execute(sql, prepare=False)  # sends BEGIN first where that is still to come
+    return True
+
+
+_SIMPLE_QUERIES: dict[str, Callable[..., Awaitable[bool]]] = {
     "asyncpg": _asyncpg_query,
     "psycopg": _psycopg_query,
 }

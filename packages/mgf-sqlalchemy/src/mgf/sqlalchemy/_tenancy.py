@@ -52,7 +52,12 @@ def tenant_session(
     block flushes, then detaches what the block loaded, as ``close()`` would: objects stay
     readable, and are changed again in a new scope with ``session.merge()``. When the block ends
     by an exception, what was not flushed is discarded. A flush that fails at the end raises its
-    error, and the scope is left all the same.
+    error, and the scope is left all the same: the error is about work that is lost, and staying
+    in the scope would not save it.
+
+    A result that is still being read when the tenant of an open transaction changes ends there:
+    reading on raises (SQLSTATE 34000, or SQLAlchemy's ``InvalidRequestError`` for objects). A
+    policy may be evaluated row by row, and the rest could be the other tenant's rows.
 
     Args:
         session: any `AsyncSession`, or an `async_scoped_session` around one. It is what the
