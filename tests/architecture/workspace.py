@@ -70,7 +70,8 @@ NAMES = [package.name for package in PACKAGES]
 def clean_environment(**changes: str) -> dict[str, str]:
     """Return this process's environment without the test run's own settings."""
     kept = {name: value for name, value in os.environ.items() if not _OWN_SETTINGS.match(name)}
-    return kept | changes
+    # Outside the workspace uv does not read that it is to trust what this machine trusts.
+    return kept | {"UV_SYSTEM_CERTS": "1"} | changes
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:

@@ -22,6 +22,10 @@ class Proxy:
         self._server_spoke = True
         self._delivers = asyncio.Event()
         self._delivers.set()
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._released = asyncio.Event()
+        self._released.set()
         self.turnarounds = 0
         self.connections = 0
         self.url = target
@@ -40,6 +44,19 @@ class Proxy:
         self._delivers = asyncio.Event()
         self._delivers.set()
 
+    def withhold_answers(self) -> None:
+        """Deliver what clients say but no answer, on the connections that exist."""
+        self._answers.clear()
+        self._answers = asyncio.Event()
+        self._answers.set()
+
+    def hold_answers(self) -> None:
+        """Deliver what clients say, and answers only after `release_answers`."""
+        self._released.clear()
+
+    def release_answers(self) -> None:
+        self._released.set()
+
     def cut(self) -> None:
         """Close every connection, as a server does that goes away."""
         for writer in self._writers:
@@ -54,22 +71,28 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        upstream_reader, upstream_writer = await asyncio.open_connection(
-            self._target.host, self._target.port
-        )
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_connection(
+                self._target.host, self._target.port
+            )
+        except OSError:  # the server is down
+            writer.close()
+            return
         self._writers += [writer, upstream_writer]
         for source, sink, is_client in (
             (reader, upstream_writer, True),
             (upstream_reader, writer, False),
         ):
-            task = asyncio.create_task(self._pump(source, sink, self._delivers, is_client))
+            delivers = [self._delivers] if is_client else [self._delivers, self._answers]
+            task = asyncio.create_task(self._pump(source, sink, delivers, is_client))
             self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _pump(
         self,
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
-        delivers: asyncio.Event,
+        delivers: list[asyncio.Event],
         is_client: bool,
     ) -> None:
         with suppress(ConnectionError):
@@ -77,10 +100,12 @@ class Proxy:
                 if is_client and self._server_spoke:
                     self.turnarounds += 1
                 self._server_spoke = not is_client
-                if delivers.is_set():
+                if not is_client:
+                    await self._released.wait()
+                if all(one.is_set() for one in delivers):
                     sink.write(data)
                     await sink.drain()
-        if delivers.is_set():
+        if all(one.is_set() for one in delivers):
             sink.close()
 
 

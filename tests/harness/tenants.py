@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from sqlalchemy import ForeignKey, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy import ForeignKey, func, select, text
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    column_property,
+    mapped_column,
+    relationship,
+)
 
 from harness.servers import dsn, run_sql
 
@@ -40,6 +46,13 @@ SCHEMA = (
         amount int NOT NULL
     );
     GRANT SELECT, INSERT, UPDATE, DELETE ON invoice, line, country TO app;
+    CREATE TABLE deferred (note text NOT NULL);
+    CREATE TABLE audit (tenant_id uuid DEFAULT {TENANT}, note text NOT NULL);
+    CREATE FUNCTION note_down() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO audit (note) VALUES (NEW.note); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER note_down AFTER INSERT ON deferred
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note_down();
+    GRANT INSERT ON deferred, audit TO app;
     """,
     *(
         f"""
@@ -84,6 +97,40 @@ class Country(Base):
     code: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     invoices: Mapped[list[Invoice]] = relationship(back_populates="country")
+    if TYPE_CHECKING:  # made below: it counts a class that is not there yet
+        visible_invoices: Mapped[int]
+
+
+Country.visible_invoices = column_property(select(func.count(Invoice.id)).scalar_subquery())
+
+
+class BaseWithAll(DeclarativeBase):
+    """The same tables, mapped with cascades over everything."""
+
+
+class CountryWithAll(BaseWithAll):
+    __tablename__ = "country"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    invoices: Mapped[list[InvoiceWithAll]] = relationship(cascade="all, delete-orphan")
+
+
+class InvoiceWithAll(BaseWithAll):
+    __tablename__ = "invoice"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    note: Mapped[str]
+    country_code: Mapped[str | None] = mapped_column(ForeignKey("country.code"))
+    lines: Mapped[list[LineWithAll]] = relationship(cascade="all, delete-orphan")
+
+
+class LineWithAll(BaseWithAll):
+    __tablename__ = "line"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    invoice_id: Mapped[int] = mapped_column(ForeignKey("invoice.id"))
+    amount: Mapped[int]
 
 
 NOTES = text("SELECT note FROM invoice ORDER BY note")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harness.tenants import tenant_in_force, visible
-from mgf.sqlalchemy import current_tenant, tenant_connection, tenant_session
+from mgf.sqlalchemy import create_sessionmaker, current_tenant, tenant_connection, tenant_session
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
@@ -54,20 +55,82 @@ async def test_a_savepoint_of_the_connection(engine: AsyncEngine, world: World) 
         assert await visible(connection) == []
 
 
-async def test_a_session_on_a_scoped_connection_is_in_the_scope(
+@pytest.mark.parametrize("require_tenant", [False, True])
+async def test_a_session_on_a_scoped_connection_needs_a_scope_of_its_own(
+    engine: AsyncEngine, world: World, require_tenant: bool
+) -> None:
+    """It keeps objects, and would serve them when the connection's tenant has changed."""
+    sessionmaker = create_sessionmaker(engine, require_tenant=require_tenant)
+    async with (
+        engine.connect() as connection,
+        tenant_connection(connection, world.a),
+        sessionmaker(bind=connection) as session,
+    ):
+        for _ in range(2):
+            with pytest.raises(TenantScopeError, match="shared with a session"):
+                await visible(session)
+        await session.rollback()
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            await session.commit()
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+        await session.commit()
+        assert await visible(connection) == A
+
+
+async def test_a_scope_on_the_connection_of_a_session_in_no_scope_is_refused(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with AsyncSession(engine) as session:
+        connection = await session.connection()
+        async with tenant_connection(connection, world.a):
+            with pytest.raises(TenantScopeError, match="shared with a session"):
+                await visible(session)
+
+
+async def test_a_scope_inside_a_sessions_scope_is_refused_whatever_came_before(
     engine: AsyncEngine, world: World
 ) -> None:
     async with (
         engine.connect() as connection,
-        tenant_connection(connection, world.a),
         AsyncSession(connection) as session,
+        tenant_session(session, world.b),
+        tenant_connection(connection, world.a),
     ):
-        assert current_tenant(session) == world.a
-        assert await visible(session) == A
-        async with tenant_session(session, world.b):
-            assert await visible(session) == B
-        assert await visible(session) == A
-        assert await visible(connection) == A
+        for _ in range(2):
+            with pytest.raises(TenantScopeError, match="shared with a session"):
+                await visible(session)
+            with pytest.raises(TenantScopeError, match="shared with a session"):
+                await visible(connection)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("require_tenant", [False, True])
+async def test_a_transaction_ended_on_the_sessions_own_connection(
+    engine: AsyncEngine, world: World, end: str, require_tenant: bool
+) -> None:
+    """The session is not told, and announces no new transaction."""
+    async with create_sessionmaker(engine, require_tenant=require_tenant)() as session:
+        async with tenant_session(session, world.a):
+            connection = await session.connection()
+            await visible(session)
+            await getattr(connection, end)()
+            assert await visible(session) == A
+        if require_tenant:
+            with pytest.raises(DBAPIError, match="row-level security"):
+                await visible(session)
+
+
+async def test_a_connection_that_lost_its_backend_can_be_scoped(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        await connection.rollback()
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
 
 
 async def test_a_scoped_session_on_a_connection_with_an_open_transaction(
@@ -110,8 +173,11 @@ async def test_two_sessions_that_want_different_tenants_on_one_connection(
         assert await visible(one) == A
         async with tenant_session(two, world.b):
             for _ in range(2):
-                with pytest.raises(TenantScopeError, match="shared by sessions"):
+                with pytest.raises(TenantScopeError, match="shared with a session"):
                     await visible(two)
+            with pytest.raises(TenantScopeError, match="shared with a session"):
+                await visible(one)
+        await two.rollback()
         assert await visible(one) == A
 
 
@@ -121,7 +187,7 @@ async def test_a_connection_of_a_scoped_session_is_not_scoped_to_another_tenant(
     async with AsyncSession(engine) as session, tenant_session(session, world.a):
         connection = await session.connection()
         async with tenant_connection(connection, world.b):
-            with pytest.raises(TenantScopeError, match="shared by sessions"):
+            with pytest.raises(TenantScopeError, match="shared with a session"):
                 await visible(session)
         assert await visible(session) == A
 

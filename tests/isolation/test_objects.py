@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -11,8 +12,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from harness.tenants import Country, Invoice, Line, visible
+from harness.tenants import (
+    Country,
+    CountryWithAll,
+    Invoice,
+    InvoiceWithAll,
+    Line,
+    LineWithAll,
+    visible,
+)
 from mgf.sqlalchemy import current_tenant, tenant_session
+from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -315,3 +325,114 @@ async def test_a_session_closed_for_good_inside_the_block(
         async with tenant_session(session, world.b):
             await session.close()
     assert inspect(invoice).detached
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["nested", "one after the other"])
+async def test_a_relationship_of_an_object_of_no_tenant_is_loaded_for_each_tenant(
+    session: AsyncSession, world: World, inner: bool
+) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    for note, tenant in (("a1", world.a), ("b1", world.b)):
+        async with tenant_session(session, tenant):
+            (await session.get_one(Invoice, world.ids[note])).country_code = country.code
+            await session.commit()
+
+    async def notes() -> list[str]:
+        await session.refresh(country, ["invoices"]) if inner else None
+        loaded = await session.scalars(
+            select(Country)
+            .where(Country.code == country.code)
+            .options(selectinload(Country.invoices))
+        )
+        return [invoice.note for invoice in loaded.one().invoices]
+
+    assert await notes() == []
+    async with AsyncExitStack() as scopes:
+        for note, tenant in (("a1", world.a), ("b1", world.b)):
+            if not inner:
+                await scopes.aclose()
+            await scopes.enter_async_context(tenant_session(session, tenant))
+            assert "invoices" in inspect(country).unloaded
+            assert await notes() == [note]
+    assert await notes() == []
+
+
+async def test_a_computed_column_of_an_object_of_no_tenant_is_computed_for_each_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    counts = []
+    for tenant in (world.a, world.b):
+        async with tenant_session(session, tenant):
+            await session.refresh(country, ["visible_invoices"])
+            counts.append(country.visible_invoices)
+            async with session.begin_nested():
+                session.add(Invoice(note="one more"))
+    assert counts == [2, 2]
+    assert "visible_invoices" in inspect(country).unloaded
+
+
+async def test_cascades_of_objects_of_no_tenant_keep_no_tenants_object(
+    engine: AsyncEngine, world: World
+) -> None:
+    """With cascade="all" expunging one object takes others along."""
+    async with AsyncSession(engine, expire_on_commit=False) as session:
+        family = CountryWithAll(code=uuid4().hex, name="shared")
+        session.add(family)
+        await session.commit()
+        async with tenant_session(session, world.a):
+            invoice = InvoiceWithAll(note="in a", lines=[LineWithAll(amount=1)])
+            await session.refresh(family, ["invoices"])
+            family.invoices.append(invoice)
+            await session.commit()
+        assert family in session
+        assert invoice not in session
+        async with tenant_session(session, world.b):
+            assert await session.get(InvoiceWithAll, invoice.id) is None
+
+
+async def test_an_object_that_came_into_the_inner_scope_goes_back_to_its_own(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            session.add(invoice)
+        assert invoice in session
+        invoice.note = "changed"
+        await session.commit()
+    assert await world.notes(world.a) == ["a2", "changed"]
+
+
+async def test_scopes_left_in_the_wrong_order_are_an_error_and_leave_no_tenant(
+    session: AsyncSession, world: World
+) -> None:
+    first, second = tenant_session(session, world.a), tenant_session(session, world.b)
+    await first.__aenter__()
+    mine = await session.get_one(Invoice, world.ids["a1"])
+    await second.__aenter__()
+    with pytest.raises(TenantScopeError, match="reverse order"):
+        await first.__aexit__(None, None, None)
+    assert current_tenant(session) == world.b
+    assert await visible(session) == ["b1", "b2"]
+    await second.__aexit__(None, None, None)
+    assert current_tenant(session) is None
+    assert mine not in session
+    assert await visible(session) == []
+
+
+async def test_objects_expired_by_a_commit_in_the_inner_scope_come_back_expired(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with (
+        AsyncSession(engine, expire_on_commit=True) as session,
+        tenant_session(session, world.a),
+    ):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            await session.commit()
+        assert inspect(invoice).expired

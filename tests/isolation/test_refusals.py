@@ -179,3 +179,38 @@ async def test_a_test_double_is_sent_the_statement_once() -> None:
         double.execute.assert_awaited_once()
         assert f"SET LOCAL app.current_tenant = '{ID}'" in str(double.execute.await_args.args[0])
     double.execute.assert_awaited_once()
+
+
+async def test_a_transparent_proxy_of_a_session_is_no_test_double(
+    session: AsyncSession, world: World
+) -> None:
+    class Proxy:
+        @property  # type: ignore[misc]
+        def __class__(self) -> type[AsyncSession]:  # type: ignore[override]
+            return AsyncSession
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(session, name)
+
+    proxy: Any = Proxy()
+    async with tenant_session(proxy, world.a):
+        assert await visible(session) == ["a1", "a2"]
+        await session.commit()
+        assert await visible(session) == ["a1", "a2"]
+    assert await visible(session) == []
+
+
+async def test_a_test_double_is_in_no_scope() -> None:
+    assert current_tenant(MagicMock(spec=AsyncSession)) is None
+
+
+async def test_what_was_given_by_mistake_is_not_shown() -> None:
+    url: Any = "postgresql://me:sesame@127.0.0.1/x"
+    for call in (
+        lambda: tenant_session(url, uuid4()),
+        lambda: tenant_connection(url, uuid4()),
+        lambda: current_tenant(url),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert "sesame" not in str(caught.value)

@@ -13,7 +13,6 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import (
     create_engine,
     create_sessionmaker,
-    tenant_connection,
     tenant_scope,
     tenant_session,
 )
@@ -101,16 +100,6 @@ async def test_writing_outside_a_scope_is_refused(session: AsyncSession, world: 
     assert sqlstate(caught.value) == "42501"
 
 
-async def test_a_session_in_the_scope_of_its_connection(engine: AsyncEngine, world: World) -> None:
-    sessionmaker = create_sessionmaker(engine, require_tenant=True)
-    async with (
-        engine.connect() as connection,
-        tenant_connection(connection, world.a),
-        sessionmaker(bind=connection) as session,
-    ):
-        assert await visible(session) == A
-
-
 async def test_the_next_user_of_the_connection_is_not_concerned(
     session: AsyncSession, engine: AsyncEngine
 ) -> None:
@@ -145,3 +134,11 @@ async def test_tenant_scope_opens_a_session_that_is_in_scope(
 ) -> None:
     async with tenant_scope(sessionmaker, str(world.a)) as session:
         assert await visible(session) == A
+
+
+async def test_configuring_the_factory_afterwards_does_not_turn_it_off(
+    sessionmaker: async_sessionmaker[AsyncSession],
+) -> None:
+    sessionmaker.configure(info={"mine": 1})
+    async with sessionmaker() as session:
+        await assert_refused(session)

@@ -17,10 +17,12 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from harness.tenants import NOTES, Invoice, tenant_in_force, visible
-from mgf.sqlalchemy import create_engine, current_tenant, tenant_scope, tenant_session
+from mgf.sqlalchemy import _state, create_engine, current_tenant, tenant_scope, tenant_session
 from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from harness.tenants import World
@@ -344,7 +346,7 @@ async def test_a_transaction_begun_before_the_library_was_imported(
 ) -> None:
     """Then no listener has seen it: as if the session had never been heard of."""
     assert await visible(session) == []
-    session.info.clear()
+    _state._states.pop(session.sync_session)
     async with tenant_session(session, world.a):
         assert await visible(session) == A
     assert await visible(session) == []
@@ -400,3 +402,29 @@ async def test_a_savepoint_that_rolls_back_ends_no_result_of_the_same_tenant(
         await savepoint.rollback()
         assert await visible(session) == A
         assert len(await result.fetchall()) == 1990
+
+
+async def test_a_savepoint_of_another_tenant_rolled_back_in_sql(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        await session.execute(text("SAVEPOINT mine"))
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            await session.execute(text("; ROLLBACK TO mine"))
+            assert await visible(session) == B
+
+
+async def test_a_deferred_trigger_runs_for_the_tenant_that_caused_it(
+    session: AsyncSession, world: World
+) -> None:
+    tenants: list[UUID] = []
+    async with tenant_session(session, world.a):
+        await session.execute(text("INSERT INTO deferred (note) VALUES ('a')"))
+        async with tenant_session(session, world.b):
+            await session.execute(text("INSERT INTO deferred (note) VALUES ('b')"))
+        await session.commit()
+    tenants += await world.truth(
+        "SELECT tenant_id FROM audit WHERE tenant_id = ANY($1) ORDER BY note", [world.a, world.b]
+    )
+    assert tenants == [world.a, world.b]

@@ -96,3 +96,18 @@ def test_without_an_identity_one_warning_per_process(read: str) -> None:
     )
     first = {"app_name": "app", "app_version": "unknown"}[read]
     assert result.stdout.strip() == f"{(first, 'app', 'unknown')} ['UnconfiguredWarning'] True"
+
+
+async def test_one_context_may_be_entered_by_several_tasks() -> None:
+    plugin = AppContext("plugin", "1.0")
+
+    async def enter(before: int, inside: int) -> str:
+        for _ in range(before):
+            await asyncio.sleep(0)
+        with plugin:
+            for _ in range(inside):
+                await asyncio.sleep(0)
+            return app_name()
+
+    assert list(await asyncio.gather(enter(0, 3), enter(1, 5))) == ["plugin", "plugin"]
+    assert current_context() is None

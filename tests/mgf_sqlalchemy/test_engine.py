@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy.ext.asyncio
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 
@@ -175,7 +175,7 @@ async def test_an_unreachable_server_is_an_operational_error_without_the_passwor
 
 async def test_a_host_that_does_not_exist_and_several_hosts_are_named() -> None:
     engine = create_engine("postgresql+asyncpg://me:sesame@127.0.0.1:1,127.0.0.1:2/nowhere")
-    with pytest.raises(OperationalError, match=r"127\.0\.0\.1:1, 127\.0\.0\.1:2"):
+    with pytest.raises(OperationalError, match=r"127\.0\.0\.1, 127\.0\.0\.1 \(port \[1, 2\]\)"):
         await value(engine, "SELECT 1")
 
 
@@ -207,3 +207,36 @@ def test_no_warning_is_made_by_the_defaults() -> None:
         warnings.simplefilter("error")
         create_engine(NOWHERE)
         create_engine("sqlite://")
+
+
+async def test_a_do_connect_listener_of_the_users_is_asked(postgres_url: URL) -> None:
+    """SQLAlchemy's own recipe for passwords that change."""
+    engine = create_engine(postgres_url.set(password="outdated"))
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def give_password(
+        _dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]
+    ) -> None:
+        options["password"] = postgres_url.password
+
+    assert await value(engine, "SELECT 1") == 1
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"host": ["127.0.0.1", "127.0.0.1"], "port": 1}, {"port": 1}]
+)
+async def test_hosts_given_as_arguments_are_named(arguments: dict[str, Any]) -> None:
+    engine = create_engine("postgresql+asyncpg://me@127.0.0.1:1/x", connect_args=arguments)
+    with pytest.raises(OperationalError, match=r"cannot connect to 127\.0\.0\.1"):
+        await value(engine, "SELECT 1")
+
+
+async def test_a_sqlite_file_can_be_opened_read_only(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    writing = create_engine(f"sqlite:///{file}")
+    await value(writing, "PRAGMA journal_mode")
+    await writing.dispose()
+    reading = create_engine(f"sqlite:///file:{file}?mode=ro&uri=true")
+    assert await value(reading, "PRAGMA foreign_keys") == 1
+    await reading.dispose()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,3 +87,9 @@ def test_other_errors_have_no_sqlstate_and_are_not_transient() -> None:
     error.__cause__ = error
     assert sqlstate(error) is None
     assert not is_transient(error)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, SSLCertVerificationError])
+def test_a_file_or_certificate_that_is_wrong_stays_wrong(error: type[OSError]) -> None:
+    assert not is_transient(error("x"))
+    assert is_transient(ConnectionRefusedError("x"))

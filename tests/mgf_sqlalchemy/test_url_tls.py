@@ -43,8 +43,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
     own = ["req", "-x509", *new_key, "-nodes"]
-    openssl(folder, *own, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt")
-    openssl(folder, *own, "-subj", "/CN=other", "-keyout", "other.key", "-out", "other.crt")
+    # From 3.13 on Python asks this of a root certificate.
+    root = [*own, "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    openssl(folder, *root, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt")
+    openssl(folder, *root, "-subj", "/CN=other", "-keyout", "other.key", "-out", "other.crt")
     signed = [*own[:2], "-CA", "ca.crt", "-CAkey", "ca.key", *new_key]
     openssl(
         folder, *signed, "-nodes", "-subj", "/CN=localhost",

@@ -147,7 +147,7 @@ def take_steps(
         print(f"\n{title:23}HTTP  PostgreSQL's answer")
     leaks: list[str] = []
     headers = {} if tenant is None else {"X-Tenant-Id": str(tenant.id)}
-    with httpx.Client(base_url=address, headers=headers) as client:
+    with httpx.Client(trust_env=False, base_url=address, headers=headers) as client:
         for step in steps:
             status, answer = step.take(client)
             line = f"  {step.label:21}{status:4}  {answer}"

@@ -202,7 +202,12 @@ for data_dir in (None, sys.argv[1]):
         user=NOBODY.pw_uid,
         group=NOBODY.pw_gid,
         extra_groups=[],
-        env={"TMPDIR": str(mine), "LD_LIBRARY_PATH": str(python_for_all.parents[1] / "lib")},
+        env={
+            "TMPDIR": str(mine),
+            "LD_LIBRARY_PATH": str(python_for_all.parents[1] / "lib"),
+            # Debian's Python looks into no folder of this name by itself.
+            "PYTHONPATH": str(next(python_for_all.parents[1].glob("lib/*/site-packages"))),
+        },
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None

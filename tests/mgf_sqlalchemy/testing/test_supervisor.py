@@ -204,9 +204,16 @@ def test_a_folder_that_cannot_be_removed_does_not_hold_up_the_end(
 
 def test_the_job_comes_and_the_answer_goes_as_a_line_of_json(job: Job, kept: Path) -> None:
     reading, writing = os.pipe()
-    answer = io.BytesIO()
+
+    class Answer(io.BytesIO):
+        """The parent goes as soon as it has the answer."""
+
+        def write(self, line: Any) -> int:
+            os.close(writing)
+            return super().write(line)
+
+    answer = Answer()
     os.write(writing, json.dumps({**job, **on(kept)}).encode() + b"\n")
-    threading.Timer(0.5, os.close, [writing]).start()
     with open(reading, "rb", buffering=0) as lifeline:  # noqa: PTH123 - a descriptor
         _supervisor.main(lifeline, answer)
     assert set(json.loads(answer.getvalue())) == {"port", "password", "pid"}

@@ -46,7 +46,7 @@ def read_dialect(database_url: str | URL | None) -> URL:
     url = URL.create(re.sub(r"^postgres\b", "postgresql", name))
     try:
         url.get_dialect()
-    except (ArgumentError, ImportError):
+    except (ArgumentError, AttributeError, ImportError, ValueError):
         raise AppConfigError(
             f"SQLAlchemy knows no dialect or driver {name!r}; check the spelling, or install the "
             "package that provides it"

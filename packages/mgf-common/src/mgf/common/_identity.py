@@ -33,17 +33,9 @@ class AppContext:
 
     app_name: str
     app_version: str = _PLACEHOLDER_VERSION
-    # Blocks entered and not yet left. A list, so that one object may be entered again inside
-    # its own block.
-    _tokens: list[contextvars.Token[AppContext | None]] = field(
-        default_factory=list[contextvars.Token["AppContext | None"]],
-        init=False,
-        repr=False,
-        compare=False,
-    )
 
     def __enter__(self) -> AppContext:
-        self._tokens.append(_task_context.set(self))
+        _task_contexts.set((*_task_contexts.get(), self))
         return self
 
     def __exit__(
@@ -52,7 +44,7 @@ class AppContext:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _task_context.reset(self._tokens.pop())
+        _task_contexts.set(_task_contexts.get()[:-1])
 
 
 @dataclass(frozen=True)
@@ -77,8 +69,10 @@ class _ProcessContext(AppContext):
 
 
 _process_context: AppContext | None = None
-_task_context: contextvars.ContextVar[AppContext | None] = contextvars.ContextVar(
-    "mgf.common.task_context", default=None
+# The blocks that the current task is in. A tuple and no token: one object may be entered by
+# several tasks, and again inside its own block.
+_task_contexts: contextvars.ContextVar[tuple[AppContext, ...]] = contextvars.ContextVar(
+    "mgf.common.task_contexts", default=()
 )
 _warned = False
 
@@ -104,7 +98,8 @@ def bootstrap(app_name: str | None = None, app_version: str | None = None) -> Ap
 
 def current_context() -> AppContext | None:
     """Return the identity in force: this task's, else the process's, else None."""
-    return _task_context.get() or _process_context
+    of_task = _task_contexts.get()
+    return of_task[-1] if of_task else _process_context
 
 
 def app_name() -> str:

@@ -8,9 +8,11 @@ commit, a rollback or a close follows.
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import event
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 SETTING = "app.current_tenant"
 
 # After ROLLBACK TO SAVEPOINT only PostgreSQL knows what is in force; and before it, in a failed
 # transaction, nothing else may be sent.
-_ROLLBACK = re.compile(
-    r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*(?:ROLLBACK|ABORT)\b", re.IGNORECASE | re.DOTALL
+_ROLLBACK_FIRST = re.compile(
+    r"(?:[\s;]+|--[^\n]*\n|/\*.*?\*/)*(?:ROLLBACK|ABORT)\b", re.IGNORECASE | re.DOTALL
 )
+# Anywhere in a text of several statements. In a literal it costs one statement sent again.
+_ROLLBACK = re.compile(r"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ def set_local(tenant: UUID | None) -> str:
 
 UNBOUND = Setting()
 
+# Numbers the scopes of this process in the order of entering, from 1 on.
+next_place = itertools.count(1).__next__
+
 
 class Scope(Protocol):
     """Whoever has a say in what a connection is bound to: a session, or a block of code."""
@@ -78,6 +85,11 @@ class Scope(Protocol):
     @property
     def setting(self) -> Setting:
         """What it wants."""
+        ...
+
+    @property
+    def entered(self) -> int:
+        """Its place in the order of entering: the last one decides. 0 without a tenant."""
         ...
 
     @property
@@ -90,9 +102,9 @@ class Binding:
     """What is wanted on one connection, and what its transaction is bound to."""
 
     def __init__(self) -> None:
-        # The last one decides. Weak: a scope that nobody holds any more has no say, and a
-        # session that was dropped must not be kept, with its connection, by its own binding.
-        self._scopes: list[weakref.ref[Scope]] = []
+        # Weak: a scope that nobody holds any more has no say, and a session that was dropped
+        # must not be kept, with its connection, by its own binding.
+        self._scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
         self._root: weakref.ref[RootTransaction] | None = None
         self._applied: Setting | None = UNBOUND
         # The tenant whose rows a cursor that is still open may be reading.
@@ -106,18 +118,18 @@ class Binding:
         live = self._live()
         return live[-1].setting if live else UNBOUND
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a transaction of the connection has been seen."""
+        return self._root is not None
+
     def add(self, scope: Scope) -> None:
-        """Let a scope decide; a scope without a tenant decides only where no other one does."""
-        others = [other for other in self._live() if other is not scope]
-        if scope.setting.tenant is None:
-            others.insert(0, scope)
-        else:
-            others.append(scope)
-        self._scopes = [weakref.ref(other) for other in others]
+        """Let a scope have its say."""
+        self._scopes.add(scope)
 
     def remove(self, scope: Scope) -> None:
-        """Give the decision back to who had it before, if anybody."""
-        self._scopes = [weakref.ref(other) for other in self._live() if other is not scope]
+        """Let a scope say nothing more."""
+        self._scopes.discard(scope)
 
     def hook(self, connection: Connection) -> None:
         """After a change: look at each statement from now on, and bind first if need be."""
@@ -157,7 +169,7 @@ class Binding:
         self._applied = None
         self._is_sending = True
         try:
-            send(connection, statements, close_cursors=changes_tenant)
+            send(connection, statements, ends_work=changes_tenant)
         finally:
             self._is_sending = False
 
@@ -171,7 +183,7 @@ class Binding:
         self._applied = None
 
     def _live(self) -> list[Scope]:
-        return [scope for ref in self._scopes if (scope := ref()) is not None]
+        return sorted(self._scopes, key=attrgetter("entered"))
 
 
 # The values must not refer to their keys, or no connection would ever be collected.
@@ -209,12 +221,37 @@ def refuse_dialect(name: str) -> None:
 
 
 def _refuse_conflict(scopes: list[Scope]) -> None:
-    for scope in scopes[:-1]:
-        if scope.is_exclusive and scope.setting.tenant not in {None, scopes[-1].setting.tenant}:
-            raise TenantScopeError(
-                "this connection is shared by sessions that are in the scopes of different "
-                "tenants; give each session a connection of its own, or the same tenant"
-            )
+    if len(scopes) < 2:
+        return
+    wanted = scopes[-1].setting.tenant
+    if wanted is not None and any(
+        scope.is_exclusive and scope.setting.tenant != wanted for scope in scopes[:-1]
+    ):
+        raise TenantScopeError(
+            "this connection is shared with a session that is in no scope of its own, or in "
+            "another tenant's; give it a connection of its own, or enter tenant_session() on "
+            "it for the same tenant"
+        )
+
+
+_watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def watch_transactions(engine: Engine) -> None:
+    """Notice when a connection's transaction is ended and followed by one that nobody announced.
+
+    A session that is bound to an engine tells when a transaction begins, but not when its
+    connection was taken from it and committed there.
+    """
+    if engine not in _watched:
+        _watched.add(engine)
+        event.listen(engine, "begin", _hook_next_transaction)
+
+
+def _hook_next_transaction(connection: Connection) -> None:
+    binding = _bindings.get(connection)
+    if binding is not None and binding.has_begun:
+        binding.hook(connection)
 
 
 def _before_statement(
@@ -226,7 +263,7 @@ def _before_statement(
     _executemany: bool,
 ) -> None:
     binding = binding_of(connection)
-    if _ROLLBACK.match(statement):
-        binding.forget()
-    else:
+    if not _ROLLBACK_FIRST.match(statement):
         binding.apply(connection)
+    if _ROLLBACK.search(statement):
+        binding.forget()

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # What is sent beside SQLAlchemy does not show in its echo.
 _log = logging.getLogger("mgf.sqlalchemy")
 
+# What was begun for one tenant and would go on for another: cursors, since a policy may be
+# evaluated row by row, and deferred triggers, which would otherwise run at COMMIT.
+_END_OF_WORK = ("CLOSE ALL", "SET CONSTRAINTS ALL IMMEDIATE")
+
 # An engine or connection may ask for server-side cursors, which SET LOCAL cannot have.
 _PLAIN = {"stream_results": False}
 
@@ -102,30 +106,29 @@ def carrier_of(connection: Connection) -> BeginCarrier | None:
     return driver if isinstance(driver, BeginCarrier) else None
 
 
-def send(connection: Connection, statements: Sequence[str], *, close_cursors: bool) -> None:
+def send(connection: Connection, statements: Sequence[str], *, ends_work: bool) -> None:
     """Send statements without parameters inside a connection's transaction.
 
     Args:
         connection: a connection whose transaction has begun.
         statements: the statements.
-        close_cursors: end what is still being read. A policy may be evaluated row by row, and a
-            result that was opened for one tenant would go on with another one's rows.
+        ends_work: first end what was begun for another tenant.
 
     Raises:
         sqlalchemy.exc.DBAPIError: what the database answered.
     """
-    closing = ["CLOSE ALL"] if close_cursors else []
+    ending = list(_END_OF_WORK) if ends_work else []
     adapted: Any = connection.connection.dbapi_connection
     simple_query = _SIMPLE_QUERIES.get(connection.dialect.driver)
     if simple_query is not None and hasattr(adapted, "run_async"):
         if not _has_begun(adapted.driver_connection):
-            closing = []  # nothing to close; and SET TRANSACTION has to come before it
+            ending = []  # nothing to close; and SET TRANSACTION has to come before it
         with suppress(Exception):
             # What the driver raises has no sign of SQLAlchemy. What went wrong does so again
             # below, where it becomes the error that users know, and a lost connection is noticed.
-            if adapted.run_async(partial(simple_query, sql="; ".join([*closing, *statements]))):
+            if adapted.run_async(partial(simple_query, sql="; ".join([*ending, *statements]))):
                 return
-    for statement in (*closing, *statements):
+    for statement in (*ending, *statements):
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 
 

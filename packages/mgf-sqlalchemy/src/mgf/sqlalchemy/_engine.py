@@ -45,14 +45,15 @@ def create_engine(
         pool_pre_ping: never hand out a connection whose closing has reached this host (known
             without a round trip), and ping one that was idle for longer than `pool_ping_idle`.
         pool_ping_idle: seconds of rest after which a connection is pinged when it is checked
-            out: one round trip, given up after 2 seconds. 0 pings at every checkout.
+            out: one round trip, given up after 2 seconds with asyncpg and psycopg. 0 pings at
+            every checkout.
         pool_recycle: seconds after which a connection is replaced when it is checked out.
         pool_size: connections that are kept. Without effect for SQLite and for pools that have
             no size.
         max_overflow: connections beyond `pool_size` under load. As `pool_size`.
         extra: goes to ``create_async_engine`` untouched; `connect_args` is merged with what the
-            URL asks for and wins over it. ``hide_parameters`` is on unless given, so that
-            bound values stay out of error messages and logs.
+            URL asks for and wins over it. ``hide_parameters`` is on unless given: SQLAlchemy
+            adds no bound values to errors and logs. The database's own message may quote one.
 
     On PostgreSQL ``application_name`` is the name given to `mgf.common.bootstrap`, if it was
     called by then and the caller names none. SQLite files get foreign keys, a write-ahead log
@@ -81,10 +82,12 @@ def create_engine(
     # Through the module, so that instrumentation which replaces the function there applies.
     engine = sqlalchemy.ext.asyncio.create_async_engine(url, **options)
     if engine.dialect.driver == "asyncpg":
-        event.listen(engine.sync_engine, "do_connect", _connect)
+        _replace_connect(engine.dialect)
         carry_nothing_over(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _set_pragmas)
+        if url.query.get("mode") != "ro":
+            event.listen(engine.sync_engine, "connect", _write_ahead)
     elif pool_pre_ping:
         validate_checkouts(engine, ping_idle=pool_ping_idle)
     return engine
@@ -105,7 +108,7 @@ def _identity(dialect: Dialect, url: URL) -> dict[str, Any]:
     if dialect.name != "postgresql" or "application_name" in str(dict(url.query)):
         return {}
     with warnings.catch_warnings():
-        # Asking is no misuse here: without an identity PostgreSQL is told none.
+        # The mgf-common that others publish warns when it is asked before there is one.
         warnings.simplefilter("ignore", UnconfiguredWarning)
         context = current_context()
     if context is None:
@@ -128,42 +131,45 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _connect(
-    dialect: Dialect,
-    _record: ConnectionPoolEntry,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
-) -> DBAPIConnection:
-    """Connect, and turn what asyncpg raises then into SQLAlchemy's ``OperationalError``.
+def _replace_connect(dialect: Any) -> None:
+    """Connect with a class of ours, and raise SQLAlchemy's ``OperationalError`` when that fails.
 
     SQLAlchemy lets an ``OSError`` (refused, unknown host, timeout) pass, 2.0 asyncpg's own errors
-    (wrong password) too, and 2.1 makes them a bare ``DBAPIError``.
+    (wrong password) too, and 2.1 makes them a bare ``DBAPIError``. This is no listener for
+    ``do_connect``: the one that returns a connection keeps all others from being asked, and users
+    have their own there, for passwords that change.
     """
     import asyncpg  # only where an engine uses it: users pick their drivers
 
-    if "async_creator_fn" not in options:  # it may not know what to do with the class
-        base = options.get("connection_class", asyncpg.Connection)
-        options["connection_class"] = carrier_class(base)
-    dbapi: Any = dialect.loaded_dbapi
-    try:
-        return dialect.connect(*arguments, **options)
-    except (
-        OSError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        dbapi.Error,
-    ) as exc:
-        error = dbapi.OperationalError(f"cannot connect to {_place(options)}: {_reason(exc)}")
-        error.sqlstate = getattr(exc, "sqlstate", None)
-        raise error from exc
+    connect, dbapi = dialect.connect, dialect.loaded_dbapi
+
+    def replacement(*arguments: Any, **options: Any) -> DBAPIConnection:
+        if "async_creator_fn" not in options:  # it may not know what to do with the class
+            base = options.get("connection_class", asyncpg.Connection)
+            options["connection_class"] = carrier_class(base)
+        try:
+            connection: DBAPIConnection = connect(*arguments, **options)
+        except (
+            OSError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            dbapi.Error,
+        ) as exc:
+            message = f"cannot connect to {_place(options)}: {_reason(exc)}"
+            error = dbapi.OperationalError(message)
+            error.sqlstate = getattr(exc, "sqlstate", None)
+            raise error from exc
+        return connection
+
+    dialect.connect = replacement
 
 
 def _place(options: Mapping[str, Any]) -> str:
-    hosts, ports = options.get("host", "the default host"), options.get("port", "default port")
-    if isinstance(hosts, str):
-        return f"{hosts}:{ports}"
-    return ", ".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+    host, port = options.get("host") or "the default host", options.get("port") or "default port"
+    if isinstance(host, str):
+        return f"{host}:{port}"
+    return f"{', '.join(map(str, host))} (port {port})"
 
 
 def _reason(exc: BaseException) -> str:
@@ -172,11 +178,18 @@ def _reason(exc: BaseException) -> str:
 
 
 def _set_pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    _run(connection, "PRAGMA foreign_keys = ON")
+    _run(connection, f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT}")
+
+
+def _write_ahead(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    # In memory there is nothing to write ahead to: SQLite answers "memory".
+    _run(connection, "PRAGMA journal_mode = WAL")
+
+
+def _run(connection: DBAPIConnection, statement: str) -> None:
     cursor = connection.cursor()
     try:
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT}")
-        # In memory there is nothing to write ahead to: SQLite answers "memory".
-        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(statement)
     finally:
         cursor.close()

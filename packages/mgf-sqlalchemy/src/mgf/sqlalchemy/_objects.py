@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect
+from sqlalchemy import Column, inspect
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import ColumnProperty
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
 
 class ObjectRefs:
@@ -44,23 +46,60 @@ def _is_detached(one: object) -> bool:
     return bool(state.detached and not state.was_deleted)
 
 
-def hold_only(session: Session, objects: list[object]) -> None:
-    """Detach everything from a session, then attach just these objects.
+def detach_all(session: Session) -> None:
+    """Detach everything from a session.
 
     Never object by object: a result that is still being read would go on filling the identity
     map with what it was opened for. ``expunge_all()`` gives the session a new map.
     """
     session.expunge_all()
+
+
+def attach_only(session: Session, objects: list[object]) -> None:
+    """Attach just these objects to a session that holds none.
+
+    Whatever goes wrong, the session ends up with nothing rather than with too much.
+    """
     if not objects:
         return
     try:
         transaction = None if session.in_transaction() else session.begin()
     except InvalidRequestError:
         return  # the session was closed for good: there is nothing to come back to
-    session.add_all(objects)
-    wanted = {id(one) for one in objects}
-    for one in list(session):
-        if id(one) not in wanted:  # came along by a relationship's cascade
-            session.expunge(one)
-    if transaction is not None:
-        transaction.close()
+    try:
+        session.add_all(objects)
+        wanted = {id(one) for one in objects}
+        for one in list(session):
+            # It came along by a relationship's cascade, and may leave by another one's.
+            if id(one) not in wanted and one in session:
+                session.expunge(one)
+    except BaseException:
+        session.expunge_all()
+        raise
+    finally:
+        if transaction is not None:
+            transaction.close()
+
+
+def forget_derived(session: Session, objects: Iterable[object]) -> None:
+    """Let attached objects forget what another tenant's rows may have gone into.
+
+    That is what was loaded through a relationship, and columns that are computed by a query. An
+    object of no tenant carries them from one scope into the next.
+    """
+    for one in objects:
+        state: Any = inspect(one)
+        names = [name for name in _derived(state.mapper) if name in state.dict]
+        if names and one in session:
+            session.expire(one, names)
+
+
+@cache
+def _derived(mapper: Mapper[Any]) -> tuple[str, ...]:
+    computed = [
+        attribute.key
+        for attribute in mapper.column_attrs
+        if isinstance(attribute, ColumnProperty)
+        and not all(isinstance(column, Column) for column in attribute.columns)
+    ]
+    return (*mapper.relationships.keys(), *computed)

@@ -14,6 +14,7 @@ import select
 import socket
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -169,6 +170,9 @@ def _answers(
         finally:
             if not question.done():
                 give_up(driver)
+                # psycopg answers a cancellation by asking the server for one, for 5 seconds:
+                # let it see the end of its socket first.
+                await asyncio.wait({question}, timeout=0.5)
                 question.cancel()
                 # Soon over, and to be awaited: the driver lets go of its socket at its end.
                 await asyncio.wait({question})
@@ -209,7 +213,8 @@ def _hang_up(driver: Any) -> None:
     On a duplicate: closing the descriptor itself would leave it registered with the loop.
     """
     if not driver.closed:
-        with socket.socket(fileno=os.dup(driver.fileno())) as duplicate:
+        duplicate = socket.socket(fileno=os.dup(driver.fileno()))
+        with duplicate, suppress(OSError):  # the other side may have been first
             duplicate.shutdown(socket.SHUT_RDWR)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from mgf.common.exceptions import AppConfigError
-from mgf.sqlalchemy._state import REQUIRE_TENANT
+from mgf.sqlalchemy._state import RequiresTenant
 from mgf.sqlalchemy._tenancy import parse_tenant, tenant_session
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def create_sessionmaker(
                 f"require_tenant=True needs PostgreSQL's row-level security, which "
                 f"{engine.dialect.name!r} does not have; leave it out for this engine"
             )
-        extra["info"] = {**(extra.get("info") or {}), REQUIRE_TENANT: True}
+        class_ = extra.get("class_", AsyncSession)
+        base = extra.get("sync_session_class", class_.sync_session_class)
+        extra["sync_session_class"] = type(base.__name__, (RequiresTenant, base), {})
     return async_sessionmaker(engine, expire_on_commit=expire_on_commit, **extra)
 
 

@@ -1,130 +1,162 @@
 """What a session knows about tenants: the one in force, and which objects belong to none.
 
-The state lives in ``Session.info``. Listeners on all sessions carry it, so that any
-`AsyncSession` can be scoped, whoever made it and whenever its transaction began.
+Listeners on all sessions carry it, so that any `AsyncSession` can be scoped, whoever made it and
+whenever its transaction began.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from mgf.sqlalchemy._binding import UNBOUND, Setting, binding_of
-from mgf.sqlalchemy._objects import ObjectRefs, hold_only
+from mgf.sqlalchemy._binding import (
+    UNBOUND,
+    Setting,
+    binding_of,
+    next_place,
+    watch_transactions,
+)
+from mgf.sqlalchemy._objects import ObjectRefs, attach_only, detach_all, forget_derived
+from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy.orm import SessionTransaction
 
-# Set in Session.info by create_sessionmaker(require_tenant=True).
-REQUIRE_TENANT = "mgf.sqlalchemy.require_tenant"
-_STATE = "mgf.sqlalchemy.state"
 
+class RequiresTenant:
+    """Mixed into the sessions of create_sessionmaker(require_tenant=True).
 
-@dataclass(frozen=True)
-class OuterScope:
-    """What was in force before a scope was entered, and has to come back.
-
-    Args:
-        tenant: the tenant, or None.
-        objects: that tenant's objects.
-        rollbacks: how many the session had seen.
+    A class, since what is in ``Session.info`` can be replaced by ``sessionmaker.configure()``.
     """
 
-    tenant: UUID | None
-    objects: ObjectRefs
-    rollbacks: int
+
+@dataclass(eq=False)
+class ScopeFrame:
+    """A scope that was entered and not yet left.
+
+    Args:
+        tenant: the tenant in force in it.
+        outer_objects: those of the tenant that was in force before.
+        endings: how many transactions whose end expires objects the session had seen.
+        entered: its place in the order of entering.
+    """
+
+    tenant: UUID
+    outer_objects: ObjectRefs
+    endings: int
+    entered: int = field(default_factory=next_place)
 
 
+@dataclass(eq=False)
 class SessionState:
-    """The scope that a session is in; without a tenant while there is none."""
+    """The scopes that a session is in; none has a tenant while there is none.
+
+    Args:
+        loud: the session was made with `require_tenant`.
+    """
+
+    loud: bool
+    was_scoped: bool = False
+    # Of the open transaction, and of past ones as long as somebody holds them.
+    connections: weakref.WeakSet[Connection] = field(default_factory=weakref.WeakSet[Connection])
+    _frames: list[ScopeFrame] = field(default_factory=list[ScopeFrame])
+    # Attached when the outermost scope was entered.
+    _tenantless: ObjectRefs = field(default_factory=ObjectRefs)
+    _endings: int = 0
 
     # A session keeps what it read: no other tenant may be put on top of it.
     is_exclusive = True
 
-    def __init__(self, session: Session) -> None:
-        self.tenant: UUID | None = None
-        self.was_scoped = False
-        # Of the open transaction, and of past ones as long as somebody holds them.
-        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._session = weakref.ref(session)
-        self._loud = bool(session.info.get(REQUIRE_TENANT))
-        self._rollbacks = 0
-        # Attached when the outermost scope was entered.
-        self._tenantless = ObjectRefs()
+    @property
+    def tenant(self) -> UUID | None:
+        """The tenant in force, or None."""
+        return self._frames[-1].tenant if self._frames else None
 
-    @classmethod
-    def of(cls, session: Session) -> SessionState:
-        """Return the session's state, made on first use."""
-        if not cls.exists(session):
-            session.info[_STATE] = cls(session)
-        state: SessionState = session.info[_STATE]
-        return state
-
-    @classmethod
-    def exists(cls, session: Session) -> bool:
-        """Say whether the session has a state, and not one copied with another one's info."""
-        state = session.info.get(_STATE)
-        return isinstance(state, cls) and state.belongs_to(session)
-
-    def belongs_to(self, session: Session) -> bool:
-        """Say whether it is this session's."""
-        return self._session() is session
+    @property
+    def entered(self) -> int:
+        """The place of the innermost scope in the order of entering, 0 without one."""
+        return self._frames[-1].entered if self._frames else 0
 
     @property
     def setting(self) -> Setting:
         """What the session wants its transactions to be bound to."""
-        return Setting(self.tenant, self._loud)
+        return Setting(self.tenant, self.loud)
 
-    def enter(self, session: Session, tenant: UUID) -> OuterScope:
+    def enter(self, session: Session, tenant: UUID) -> ScopeFrame:
         """Change to a tenant, and set aside the objects of the one that was in force."""
-        objects = ObjectRefs()
-        if self.tenant is None:
-            self._tenantless = ObjectRefs(session)
-        else:
+        if self._frames:
             kept = self._tenantless.attached_to(session)
             kept_ids = {id(one) for one in kept}
-            objects = ObjectRefs(one for one in session if id(one) not in kept_ids)
-            hold_only(session, kept)
-        outer = OuterScope(self.tenant, objects, self._rollbacks)
-        self._change(tenant)
-        return outer
+            outer_objects = ObjectRefs(one for one in session if id(one) not in kept_ids)
+            forget_derived(session, kept)
+            detach_all(session)
+            attach_only(session, kept)
+        else:
+            kept = list(session)
+            self._tenantless = ObjectRefs(kept)
+            outer_objects = ObjectRefs()
+            forget_derived(session, kept)
+        frame = ScopeFrame(tenant, outer_objects, self._endings)
+        self._frames.append(frame)
+        self._tell_connections()
+        return frame
 
-    def leave(self, session: Session, outer: OuterScope, *, discard: bool) -> None:
-        """Change back to what was in force, with its objects.
+    def leave(self, session: Session, frame: ScopeFrame, *, discard: bool) -> None:
+        """Change back to what was in force before a scope, with its objects.
 
         Args:
             session: the session.
-            outer: what `enter` returned.
+            frame: what `enter` returned.
             discard: forget changes that were not flushed.
+
+        Raises:
+            TenantScopeError: an inner scope has not been left yet. It stays in force, and what
+                this scope had around it comes back when the inner one is left.
         """
+        if frame is not self._frames[-1]:
+            inner = self._frames[self._frames.index(frame) + 1]
+            inner.outer_objects = frame.outer_objects
+            self._frames.remove(frame)
+            raise TenantScopeError(
+                "a tenant scope was left while one that was entered later on the same session "
+                "is still open; leave scopes in the reverse order of entering them"
+            )
+        self._frames.pop()
+        try:
+            self._restore(session, frame, discard=discard)
+        finally:
+            self._tell_connections()
+
+    def _restore(self, session: Session, frame: ScopeFrame, *, discard: bool) -> None:
         kept = self._tenantless.attached_to(session)
         changed = [one for one in kept if discard and one in session.dirty]
-        restored = outer.objects.detached()
+        forget_derived(session, kept)
+        detach_all(session)
+        restored = frame.outer_objects.detached()
+        attach_only(session, kept + restored)
         # After a rollback nobody knows which of their values were undone.
-        stale = restored if self._rollbacks != outer.rollbacks else []
-        try:
-            hold_only(session, kept + restored)
-            for one in changed + stale:
-                if one in session:
-                    session.expire(one)
-        finally:
-            self._change(outer.tenant)
+        stale = restored if self._endings != frame.endings else []
+        for one in changed + stale:
+            if one in session:
+                session.expire(one)
 
     def begin(self, session: Session, connection: Connection) -> None:
         """Bind a transaction of the session that begins on a connection."""
         self.connections.add(connection)
-        if self.setting == UNBOUND:
-            return
         binding = binding_of(connection)
         binding.add(self)
-        if not isinstance(session.bind, Engine) or connection.in_nested_transaction():
+        is_own = session.bind is connection.engine and not connection.in_nested_transaction()
+        if self.setting == UNBOUND and is_own:
+            return
+        watch_transactions(connection.engine)
+        if not is_own:
             # Somebody else may hold this connection, with a transaction or a savepoint open.
             binding.hook(connection)
             return
@@ -135,13 +167,18 @@ class SessionState:
             binding.hook(connection)
             raise
 
-    def note_rollback(self) -> None:
-        """Remember that values of objects which were set aside may have been undone."""
-        self._rollbacks += 1
+    def end(self) -> None:
+        """Say nothing more about connections whose transactions of the session have ended."""
+        if not self._frames:
+            for connection in list(self.connections):
+                binding_of(connection).remove(self)
 
-    def _change(self, tenant: UUID | None) -> None:
+    def note_ending(self) -> None:
+        """Remember that values of objects which were set aside may be out of date."""
+        self._endings += 1
+
+    def _tell_connections(self) -> None:
         self.was_scoped = True
-        self.tenant = tenant
         for connection in list(self.connections):
             if not connection.closed:
                 binding = binding_of(connection)
@@ -149,20 +186,49 @@ class SessionState:
                 binding.hook(connection)
 
 
+# Not in Session.info, which users copy and clear.
+_states: weakref.WeakKeyDictionary[Session, SessionState] = weakref.WeakKeyDictionary()
+
+
+def state_of(session: Session) -> SessionState:
+    """Return the session's state, made on first use."""
+    state = _states.get(session)
+    if state is None:
+        state = _states[session] = SessionState(isinstance(session, RequiresTenant))
+    return state
+
+
+def is_known(session: Session) -> bool:
+    """Say whether anything of the session has been seen."""
+    return session in _states
+
+
 @event.listens_for(Session, "after_begin")
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if not transaction.nested:
-        SessionState.of(session).begin(session, connection)
+        state_of(session).begin(session, connection)
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and session in _states:
+        _states[session].end()
 
 
 @event.listens_for(Session, "after_soft_rollback")
 def _after_soft_rollback(session: Session, _previous: SessionTransaction) -> None:
-    SessionState.of(session).note_rollback()
+    state_of(session).note_ending()
+
+
+@event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    if session.expire_on_commit:
+        state_of(session).note_ending()
 
 
 @event.listens_for(Session, "deleted_to_persistent")
 def _deleted_to_persistent(session: Session, instance: object) -> None:
     # A rolled back DELETE brings the object back, maybe into another tenant's scope: let the
     # next use of it ask the database.
-    if SessionState.of(session).was_scoped:
+    if state_of(session).was_scoped:
         session.expire(instance)

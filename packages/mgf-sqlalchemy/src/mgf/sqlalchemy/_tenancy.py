@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session
 
 from mgf.sqlalchemy._binding import (
     Setting,
     binding_of,
+    next_place,
     refuse_dialect,
     refuse_unscopable,
     set_local,
 )
-from mgf.sqlalchemy._state import SessionState
+from mgf.sqlalchemy._state import is_known, state_of
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy.orm import Session
 
 # uuid.UUID() also takes braces, "urn:uuid:", odd dashes and surrounding characters.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
@@ -50,14 +50,19 @@ def tenant_session(
     and sets that tenant's objects aside, leaving puts them back; entering the tenant already in
     force changes nothing. Objects loaded under no tenant stay attached. Leaving the outermost
     block flushes, then detaches what the block loaded, as ``close()`` would: objects stay
-    readable, and are changed again in a new scope with ``session.merge()``. When the block ends
+    readable, and are changed again in a new scope with ``session.merge()``. What objects of no
+    tenant have loaded through relationships, or computed by a query, they forget at each of these
+    changes: rows of a tenant may have gone into it. Name it again (``refresh()``, a loader
+    option) where it is needed. When the block ends
     by an exception, what was not flushed is discarded. A flush that fails at the end raises its
     error, and the scope is left all the same: the error is about work that is lost, and staying
     in the scope would not save it.
 
-    A result that is still being read when the tenant of an open transaction changes ends there:
-    reading on raises (SQLSTATE 34000, or SQLAlchemy's ``InvalidRequestError`` for objects). A
-    policy may be evaluated row by row, and the rest could be the other tenant's rows.
+    A result that is still being read when the tenant of an open transaction changes ends with
+    the next statement: reading on raises (SQLSTATE 34000, or SQLAlchemy's
+    ``InvalidRequestError`` for objects). A policy may be evaluated row by row, and the rest could
+    be the other tenant's rows. Deferred constraints and triggers are checked at that moment, for
+    the tenant whose work they are about, and are immediate for the rest of the transaction.
 
     Args:
         session: any `AsyncSession`, or an `async_scoped_session` around one. It is what the
@@ -68,15 +73,16 @@ def tenant_session(
         ValueError: `tenant_id` is neither; before any SQL.
         TypeError: `session` is something else.
         TenantScopeError: at entry, the session's database has no row-level security (SQLite,
-            MySQL); with the first statement, the connection is in AUTOCOMMIT, or it is shared
-            with a session in the scope of another tenant.
+            MySQL); with a statement, the connection is in AUTOCOMMIT, or it is shared with a
+            session that is in no scope, or in another tenant's; at exit, an inner scope of the
+            session is still open.
     """
     tenant = parse_tenant(tenant_id)
     if isinstance(session, async_scoped_session):
         return _scope_session(session, session(), tenant)
     if not isinstance(session, AsyncSession):
-        raise TypeError(f"tenant_session() takes an AsyncSession, not {session!r}")
-    if not issubclass(type(session), AsyncSession):
+        raise TypeError(f"tenant_session() takes an AsyncSession, not {_kind(session)}")
+    if not _is_real(session):
         return _scope_test_double(session, tenant)
     return _scope_session(session, session, tenant)
 
@@ -87,8 +93,8 @@ def tenant_connection(
     """Scope a connection to a tenant for the length of a block, as `tenant_session` does.
 
     For code without the ORM. Each transaction of the connection carries the tenant, the one
-    that is open at entry included; leaving restores what was in force before. Sessions bound to
-    the connection are in the scope too, unless they enter their own.
+    that is open at entry included; leaving restores what was in force before. A session that
+    uses the connection meanwhile has to enter a scope of its own, since it keeps objects.
 
     Args:
         connection: a started `AsyncConnection`. It is what the block gets.
@@ -103,7 +109,7 @@ def tenant_connection(
     """
     tenant = parse_tenant(tenant_id)
     if not isinstance(connection, AsyncConnection):
-        raise TypeError(f"tenant_connection() takes an AsyncConnection, not {connection!r}")
+        raise TypeError(f"tenant_connection() takes an AsyncConnection, not {_kind(connection)}")
     return _scope_connection(connection, tenant)
 
 
@@ -124,14 +130,12 @@ def current_tenant(
         session_or_connection = session_or_connection()
     if not isinstance(session_or_connection, AsyncSession):
         raise TypeError(
-            f"current_tenant() takes an AsyncSession or an AsyncConnection, "
-            f"not {session_or_connection!r}"
+            "current_tenant() takes an AsyncSession or an AsyncConnection, "
+            f"not {_kind(session_or_connection)}"
         )
-    session = session_or_connection.sync_session
-    tenant = SessionState.of(session).tenant
-    if tenant is None and isinstance(session.bind, Connection):
-        return binding_of(session.bind).wanted.tenant
-    return tenant
+    if not _is_real(session_or_connection):
+        return None
+    return state_of(session_or_connection.sync_session).tenant
 
 
 def parse_tenant(tenant_id: UUID | str) -> UUID:
@@ -156,19 +160,19 @@ async def _scope_session(
     sync_session = session.sync_session
     _refuse_unscopable_bind(sync_session)
     await _meet_open_transaction(session)
-    state = SessionState.of(sync_session)
+    state = state_of(sync_session)
     if state.tenant == tenant:
         yield given
         return
     await _flush(session)
-    outer = state.enter(sync_session, tenant)
+    frame = state.enter(sync_session, tenant)
     is_complete = False
     try:
         yield given
         await _flush(session)
         is_complete = True
     finally:
-        state.leave(sync_session, outer, discard=not is_complete)
+        state.leave(sync_session, frame, discard=not is_complete)
 
 
 @asynccontextmanager
@@ -180,7 +184,8 @@ async def _scope_connection(
         raise TenantScopeError(
             "this connection is not open; enter the scope inside 'async with engine.connect()'"
         )
-    refuse_unscopable(sync_connection)
+    if not sync_connection.invalidated:  # else the first statement makes a new one, and is refused
+        refuse_unscopable(sync_connection)
     binding = binding_of(sync_connection)
     scope = _ConnectionScope(Setting(tenant))
     binding.hook(sync_connection)
@@ -199,12 +204,23 @@ async def _scope_test_double(session: _Session, tenant: UUID) -> AsyncGenerator[
     yield session
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _ConnectionScope:
     """A block of code that scopes a connection."""
 
     setting: Setting
+    entered: int = field(default_factory=next_place)
     is_exclusive: bool = False
+
+
+def _is_real(session: AsyncSession) -> bool:
+    """Tell a session, also behind a transparent proxy, from a test double that says it is one."""
+    return isinstance(getattr(session, "sync_session", None), Session)
+
+
+def _kind(thing: object) -> str:
+    # Not its repr(): it may be a URL with a password.
+    return f"an object of type {type(thing).__name__!r}"
 
 
 def _refuse_unscopable_bind(session: Session) -> None:
@@ -217,11 +233,11 @@ def _refuse_unscopable_bind(session: Session) -> None:
 
 async def _meet_open_transaction(session: AsyncSession) -> None:
     """Make sure that a transaction begun before this module was imported is known."""
-    if session.in_transaction() and not SessionState.exists(session.sync_session):
+    if session.in_transaction() and not is_known(session.sync_session):
         with suppress(UnboundExecutionError):
             connection = (await session.connection()).sync_connection
             if connection is not None:
-                SessionState.of(session.sync_session).connections.add(connection)
+                state_of(session.sync_session).connections.add(connection)
 
 
 async def _flush(session: AsyncSession) -> None:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING
 
 from sqlalchemy import exc as sa_exc
@@ -45,6 +46,9 @@ _TRANSIENT_CODES = frozenset(
 # Conditions of those classes that time alone does not cure.
 _LASTING_CODES = frozenset({"08P01", "53100"})  # protocol_violation, disk_full
 
+# A wrong certificate, or a file that is not there or not to be read.
+_LASTING_OS_ERRORS = (ssl.SSLCertVerificationError, PermissionError, FileNotFoundError)
+
 
 def sqlstate(exc: BaseException) -> str | None:
     """Return the five-character SQLSTATE behind an exception, or None when there is none.
@@ -69,6 +73,10 @@ def is_transient(exc: BaseException) -> bool:
     deadlocks, lock timeouts and a server that starts or stops. False for everything else, a
     wrong password and a statement timeout included. A commit whose connection was lost may have
     succeeded: repeat only work that may be done twice.
+
+    psycopg gives no SQLSTATE for a connection that was not made. Once a password was asked for,
+    all its failures read as False: also a connection limit of a role or database (53300 with
+    asyncpg), and a network that broke at that moment.
     """
     code = sqlstate(exc)
     if code is not None:
@@ -79,6 +87,8 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def _is_connection_trouble(exc: BaseException) -> bool:
+    if isinstance(exc, _LASTING_OS_ERRORS):
+        return False
     if isinstance(exc, sa_exc.TimeoutError | OSError):
         return True
     if isinstance(exc, sa_exc.DBAPIError):
