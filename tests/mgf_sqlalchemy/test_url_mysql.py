@@ -8,9 +8,6 @@ from sqlalchemy.engine import make_url
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import create_engine, normalize_url
 
-pytest.importorskip("aiomysql", reason="aiomysql is not in this environment")
-pytest.importorskip("asyncmy", reason="asyncmy is not in this environment")
-
 
 @pytest.mark.parametrize("backend", ["mysql", "mariadb"])
 def test_asyncmy_comes_first(backend: str) -> None:
