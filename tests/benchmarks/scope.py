@@ -2,149 +2,122 @@
 
     uv run python tests/benchmarks/scope.py [--rounds N] [--units N] [--chart FILE.svg]
 
-A unit is checkout, BEGIN, tenant, one SELECT, COMMIT, check-in. The ways run interleaved, round by
-round in one process, against one server: over loopback, and through a proxy process that delays
-each direction by half of the given latency. Absolute times are this machine's; the ratios are what
-to compare.
+A unit is checkout, BEGIN, tenant, one SELECT, COMMIT, check-in. The ways of ways.py run in turns,
+each in a process of its own, against one server: over loopback, and through a proxy that adds the
+given latency. Absolute times are this machine's; the ratios, made turn by turn, are what to
+compare. The processor's time is the client's own, and steadier than the clock's on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import socket
 import statistics
 import sys
+import threading
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import asyncpg
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from benchmarks.ways import WAYS
 
-from harness.servers import dsn, new_database
+from harness.servers import new_database
 from harness.tenants import APP_PASSWORD, World, make_world
-from mgf.sqlalchemy import create_engine, create_sessionmaker, tenant_scope
 from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator
 
     from sqlalchemy import URL
 
-    Unit = Callable[[UUID], Awaitable[None]]
+PLAIN, OURS, BY_HAND, _ = WAYS
 
-SELECT = "SELECT note FROM invoice ORDER BY note"
-PLAIN = "plain SQLAlchemy, no tenant"
-BY_HAND = "SET LOCAL by hand, stock pre-ping"
-OURS = "tenant_scope"
-RAW = "raw asyncpg, tenant merged by hand"
+
+@dataclass
+class Times:
+    """Microseconds of one unit of one way, one figure for each turn."""
+
+    wall: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+
+
+Result = dict[str, Times]
+
+
+class Worker:
+    """A process that runs units of one way."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    def tell(self, line: str) -> None:
+        self._stdin.write(f"{line}\n".encode())
+
+    async def run(self, units: int) -> tuple[float, float]:
+        """Run units; return the microseconds of one, by the clock and of the processor."""
+        self.tell(str(units))
+        wall, cpu = (await self._stdout.readline()).split()
+        return float(wall) / units * 1e6, float(cpu) / units * 1e6
 
 
 @asynccontextmanager
-async def ways(url: URL) -> AsyncGenerator[dict[str, Unit]]:
-    raw = await asyncpg.create_pool(dsn(url), min_size=1, max_size=1)
-    plain_engine = create_async_engine(url)
-    by_hand_engine = create_async_engine(url, pool_pre_ping=True)
-    our_engine = create_engine(url)
-    plain_sessions = async_sessionmaker(plain_engine)
-    by_hand_sessions = async_sessionmaker(by_hand_engine)
-    our_sessions = create_sessionmaker(our_engine)
-
-    async def run_raw(tenant: UUID) -> None:
-        async with raw.acquire() as connection:
-            await connection.execute(f"BEGIN; SET LOCAL app.current_tenant = '{tenant}'")
-            await connection.fetch(SELECT)
-            await connection.execute("COMMIT")
-
-    async def query(session: AsyncSession) -> None:
-        await session.execute(text(SELECT))
-        await session.commit()
-
-    async def run_plain(_tenant: UUID) -> None:
-        async with plain_sessions() as session:
-            await query(session)
-
-    async def run_by_hand(tenant: UUID) -> None:
-        async with by_hand_sessions() as session:
-            await session.execute(text(f"SET LOCAL app.current_tenant = '{tenant}'"))
-            await query(session)
-
-    async def run_ours(tenant: UUID) -> None:
-        async with tenant_scope(our_sessions, tenant) as session:
-            await query(session)
-
-    yield {PLAIN: run_plain, OURS: run_ours, BY_HAND: run_by_hand, RAW: run_raw}
-    await raw.close()
-    for engine in (plain_engine, by_hand_engine, our_engine):
-        await engine.dispose()
+async def worker(way: str, url: URL, tenants: list[str]) -> AsyncGenerator[Worker]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).with_name("ways.py"))),
+        *(way, url.render_as_string(hide_password=False)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        running = Worker(process)
+        running.tell(json.dumps(tenants))
+        yield running
+    finally:
+        process.kill()
+        await process.wait()
 
 
-@dataclass(frozen=True)
-class Result:
-    """Microseconds of one unit, one figure for each round."""
-
-    microseconds: dict[str, list[float]]
-
-    def ratios(self, way: str, base: str = PLAIN) -> list[float]:
-        """Round by round, so that a machine whose speed drifts does not show."""
-        return [
-            one / other
-            for one, other in zip(self.microseconds[way], self.microseconds[base], strict=True)
-        ]
-
-    def lines(self) -> list[str]:
-        lines = []
-        for way, times in self.microseconds.items():
-            ratios = self.ratios(way)
-            low, _, high = statistics.quantiles(ratios, n=4)
-            lines.append(
-                f"  {way:36} {statistics.median(times):8.0f} us  "
-                f"{statistics.median(ratios):5.2f} of plain ({low:.2f} to {high:.2f})"
-            )
-        faster = statistics.median(self.ratios(BY_HAND, OURS))
-        return [*lines, f"  {OURS} is {faster:.2f} times as fast as the way by hand"]
+async def measure(url: URL, tenants: list[str], rounds: int, units: int) -> Result:
+    result: Result = {way: Times() for way in WAYS}
+    async with AsyncExitStack() as stack:
+        workers = {way: await stack.enter_async_context(worker(way, url, tenants)) for way in WAYS}
+        for running in workers.values():
+            await running.run(200)  # fill the caches of statements and of the interpreter
+        for _ in range(rounds):
+            for way, running in workers.items():
+                wall, cpu = await running.run(units)
+                result[way].wall.append(wall)
+                result[way].cpu.append(cpu)
+    return result
 
 
-async def measure(url: URL, tenants: list[UUID], rounds: int, units: int) -> Result:
-    times: dict[str, list[float]] = {}
-    async with ways(url) as all_ways:
-        for unit in all_ways.values():
-            for tenant in tenants[:20]:
-                await unit(tenant)
-        for number in range(rounds):
-            for way, unit in all_ways.items():
-                start = time.perf_counter()
-                for index in range(units):
-                    await unit(tenants[(number * units + index) % len(tenants)])
-                elapsed = time.perf_counter() - start
-                times.setdefault(way, []).append(elapsed / units * 1e6)
-    return Result(times)
+def ratios(times: list[float], base: list[float]) -> list[float]:
+    """Turn by turn, so that a machine whose speed drifts does not show."""
+    return [one / other for one, other in zip(times, base, strict=True)]
 
 
-async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await reader.read(65536):
-        loop.call_later(delay, writer.write, data)
-    await asyncio.sleep(delay)
-    writer.close()
-
-
-async def serve_delayed(host: str, port: int, delay: float) -> None:
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
-        await asyncio.gather(
-            _delay(reader, upstream_writer, delay), _delay(upstream_reader, writer, delay)
+def lines(result: Result) -> list[str]:
+    table = [f"  {'':39} clock    of plain (quartiles)  processor  of plain"]
+    plain = result[PLAIN]
+    for way, times in result.items():
+        wall, cpu = ratios(times.wall, plain.wall), ratios(times.cpu, plain.cpu)
+        low, middle, high = statistics.quantiles(wall, n=4)
+        table.append(
+            f"  {way:36} {statistics.median(times.wall):6.0f} us "
+            f"{middle:7.2f} ({low:.2f} to {high:.2f}) "
+            f"{statistics.median(times.cpu):7.0f} us {statistics.median(cpu):9.2f}"
         )
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    faster = statistics.median(ratios(result[BY_HAND].wall, result[OURS].wall))
+    return [*table, f"  {OURS} is {faster:.2f} times as fast as the way by hand"]
 
 
 @asynccontextmanager
@@ -162,27 +135,48 @@ async def delayed(url: URL, seconds: float) -> AsyncGenerator[URL]:
         await process.wait()
 
 
+def serve_delayed(host: str, port: int, delay: float) -> None:
+    """Pass on what comes in, each way after a delay.
+
+    With threads: an event loop's timers are only good to a millisecond.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print(server.getsockname()[1], flush=True)
+        while True:
+            client, _ = server.accept()
+            upstream = socket.create_connection((host, port))
+            for one, other in ((client, upstream), (upstream, client)):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=_pass_on, args=(one, other, delay), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket, delay: float) -> None:
+    while data := source.recv(65536):
+        time.sleep(delay)
+        target.sendall(data)
+
+
 async def benchmark(server: URL, rounds: int, units: int) -> dict[str, Result]:
     database = await new_database(server)
     await make_world(database)
     app = database.set(drivername="postgresql+asyncpg", username="app", password=APP_PASSWORD)
-    tenants = [(await World(database, app).seed()).a for _ in range(20)]
-    tenants += [uuid4() for _ in range(980)]
+    tenants = [str((await World(database, app).seed()).a) for _ in range(20)]
+    tenants += [str(uuid4()) for _ in range(980)]
     results = {"loopback": await measure(app, tenants, rounds, units)}
     async with delayed(app, 0.001) as far:
-        results["1 ms of latency"] = await measure(far, tenants, rounds, max(units // 4, 1))
+        results["1 ms of latency"] = await measure(far, tenants, rounds, units)
     return results
 
 
 def chart(results: dict[str, Result]) -> str:
     """Draw the ratios as bars, in SVG without a library."""
     rows = [
-        (place, way, statistics.median(result.ratios(way)))
+        (place, way, statistics.median(ratios(times.wall, result[PLAIN].wall)))
         for place, result in results.items()
-        for way in result.microseconds
+        for way, times in result.items()
     ]
     scale = 380 / max(ratio for *_, ratio in rows)
-    parts = []
+    parts: list[str] = []
     y = 20
     previous = ""
     for place, way, ratio in rows:
@@ -206,18 +200,18 @@ def chart(results: dict[str, Result]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        asyncio.run(serve_delayed(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
+        serve_delayed(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--units", type=int, default=200, help="units of each way in a round")
+    parser.add_argument("--rounds", type=int, default=100, help="turns of each way")
+    parser.add_argument("--units", type=int, default=50, help="units of each way in a turn")
     parser.add_argument("--chart", type=Path, help="write a chart of the ratios, as SVG")
     options = parser.parse_args()
     with TemporaryPostgres() as server:
         results = asyncio.run(benchmark(server.url, options.rounds, options.units))
     for place, result in results.items():
-        print(f"{place}, medians of {options.rounds} rounds, ratios with their quartiles:")
-        print("\n".join(result.lines()))
+        print(f"{place}, medians of {options.rounds} turns of {options.units} units:")
+        print("\n".join(lines(result)))
     if options.chart:
         options.chart.write_text(chart(results))
 

@@ -346,7 +346,7 @@ async def test_a_transaction_begun_before_the_library_was_imported(
 ) -> None:
     """Then no listener has seen it: as if the session had never been heard of."""
     assert await visible(session) == []
-    _state._states.pop(session.sync_session)
+    delattr(session.sync_session, _state._ATTRIBUTE)
     async with tenant_session(session, world.a):
         assert await visible(session) == A
     assert await visible(session) == []

@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 import weakref
-from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import event
 
-from mgf.sqlalchemy._carrier import carrier_of, send
+from mgf.sqlalchemy._carrier import BeginCarrier, carrier_of, send
+from mgf.sqlalchemy._weak import WeakList
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ _ROLLBACK_FIRST = re.compile(
 _ROLLBACK = re.compile(r"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """What a transaction is bound to: a tenant or none.
 
     Args:
@@ -104,7 +104,7 @@ class Binding:
     def __init__(self) -> None:
         # Weak: a scope that nobody holds any more has no say, and a session that was dropped
         # must not be kept, with its connection, by its own binding.
-        self._scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
+        self._scopes: WeakList[Scope] = WeakList()
         self._root: weakref.ref[RootTransaction] | None = None
         self._applied: Setting | None = UNBOUND
         # The tenant whose rows a cursor that is still open may be reading.
@@ -115,8 +115,7 @@ class Binding:
     @property
     def wanted(self) -> Setting:
         """What the innermost scope wants."""
-        live = self._live()
-        return live[-1].setting if live else UNBOUND
+        return _innermost(self._scopes.living())
 
     @property
     def has_begun(self) -> bool:
@@ -133,15 +132,24 @@ class Binding:
 
     def hook(self, connection: Connection) -> None:
         """After a change: look at each statement from now on, and bind first if need be."""
-        self._drop_carried(connection)
         if not self._is_hooked:
             event.listen(connection, "before_cursor_execute", _before_statement)
             self._is_hooked = True
 
-    def apply(self, connection: Connection) -> None:
-        """Bind the connection's transaction to what is wanted, with its BEGIN where that is due.
+    def begin(self, connection: Connection) -> None:
+        """Bind a transaction that has just begun, with its BEGIN where that is still to come.
 
-        To be called when a transaction begins, or a statement is about to be sent.
+        Raises:
+            TenantScopeError: as `apply`.
+        """
+        refuse_unscopable(connection)
+        if not self._ask_at_begin(connection):
+            self.apply(connection)
+
+    def apply(self, connection: Connection) -> None:
+        """Bind the connection's transaction to what is wanted, if it is not.
+
+        To be called when a statement is about to be sent.
 
         Raises:
             TenantScopeError: the database has no row-level security, the connection is in
@@ -150,52 +158,88 @@ class Binding:
         """
         if self._is_sending:
             return
-        _refuse_conflict(self._live())
-        root = connection.get_transaction()
-        if root is not None and (self._root is None or self._root() is not root):
-            self._drop_carried(connection)
-            self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
-        wanted = self.wanted
-        if wanted != self._applied:
-            refuse_unscopable(connection)
-            statements = list(wanted.statements(self._applied))
-            carrier = carrier_of(connection)
-            if carrier is None or not carrier.carry("; ".join(statements)):
-                self._send(connection, statements)
-            self._applied, self._read_by = wanted, wanted.tenant
+        wanted = self._agreed()
+        self._see_transaction(connection)
+        if wanted == self._applied:
+            return
+        refuse_unscopable(connection)
+        if not self._ask_at_begin(connection):
+            self._send(connection, wanted)
 
-    def _send(self, connection: Connection, statements: list[str]) -> None:
-        changes_tenant = self.wanted.tenant != self._read_by
+    def _ask_at_begin(self, connection: Connection) -> bool:
+        carrier = carrier_of(connection)
+        if carrier is None:
+            watch_transactions(connection.engine)
+            return False
+        return carrier.ask(partial(_bind_at_begin, weakref.ref(connection)))
+
+    def bind_at_begin(self, connection: Connection) -> str | None:
+        """Return what binds the transaction whose BEGIN is being sent, and take it for applied.
+
+        Raises:
+            TenantScopeError: two sessions want different tenants on the connection.
+        """
+        if self._is_sending:
+            return None  # it is about to be sent by itself
+        self._see_transaction(connection)
+        wanted = self._agreed()
+        statements = "; ".join(wanted.statements(UNBOUND))
+        self._applied, self._read_by = wanted, wanted.tenant
+        return statements or None
+
+    def _send(self, connection: Connection, wanted: Setting) -> None:
+        statements = list(wanted.statements(self._applied))
         self._applied = None
         self._is_sending = True
         try:
-            send(connection, statements, ends_work=changes_tenant)
+            send(connection, statements, ends_work=wanted.tenant != self._read_by)
         finally:
             self._is_sending = False
+        self._applied, self._read_by = wanted, wanted.tenant
 
-    def _drop_carried(self, connection: Connection) -> None:
-        carrier = carrier_of(connection)
-        if carrier is not None and carrier.drop():
-            self._applied = UNBOUND  # BEGIN was still to come
+    def _see_transaction(self, connection: Connection) -> None:
+        """Notice a transaction that is new: nothing is applied to it."""
+        root = connection.get_transaction()
+        if root is not None and (self._root is None or self._root() is not root):
+            self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
+
+    def _agreed(self) -> Setting:
+        scopes = self._scopes.living()
+        if len(scopes) > 1:
+            _refuse_conflict(sorted(scopes, key=attrgetter("entered")))
+        return _innermost(scopes)
 
     def forget(self) -> None:
         """Take what is applied for unknown: part of the transaction is being rolled back."""
         self._applied = None
 
-    def _live(self) -> list[Scope]:
-        return sorted(self._scopes, key=attrgetter("entered"))
+
+def _innermost(scopes: list[Scope]) -> Setting:
+    if len(scopes) == 1:
+        return scopes[0].setting
+    return max(scopes, key=attrgetter("entered")).setting if scopes else UNBOUND
 
 
-# The values must not refer to their keys, or no connection would ever be collected.
-_bindings: weakref.WeakKeyDictionary[Connection, Binding] = weakref.WeakKeyDictionary()
+# An attribute of ours, which lives as long as the connection. What it holds must not refer back,
+# or a connection that was dropped would have to wait for the garbage collection.
+_ATTRIBUTE = "_mgf_binding"
 
 
 def binding_of(connection: Connection) -> Binding:
     """Return the connection's binding, made on first use."""
-    binding = _bindings.get(connection)
+    binding: Binding | None = getattr(connection, _ATTRIBUTE, None)
     if binding is None:
-        binding = _bindings[connection] = Binding()
+        binding = Binding()
+        setattr(connection, _ATTRIBUTE, binding)
     return binding
+
+
+def _bind_at_begin(reference: weakref.ref[Connection], carrier: BeginCarrier) -> str | None:
+    """Answer for the connection that asked its driver's connection to ask, while it has it."""
+    connection = reference()
+    if connection is None or carrier_of(connection) is not carrier:
+        return None
+    return binding_of(connection).bind_at_begin(connection)
 
 
 def refuse_unscopable(connection: Connection) -> None:
@@ -221,8 +265,6 @@ def refuse_dialect(name: str) -> None:
 
 
 def _refuse_conflict(scopes: list[Scope]) -> None:
-    if len(scopes) < 2:
-        return
     wanted = scopes[-1].setting.tenant
     if wanted is not None and any(
         scope.is_exclusive and scope.setting.tenant != wanted for scope in scopes[:-1]
@@ -249,8 +291,8 @@ def watch_transactions(engine: Engine) -> None:
 
 
 def _hook_next_transaction(connection: Connection) -> None:
-    binding = _bindings.get(connection)
-    if binding is not None and binding.has_begun:
+    binding = binding_of(connection)
+    if binding.has_begun:
         binding.hook(connection)
 
 

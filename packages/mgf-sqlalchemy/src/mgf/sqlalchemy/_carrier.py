@@ -3,8 +3,8 @@
 Through `Connection.exec_driver_sql` it works with every driver, but there it costs more than it
 must: asyncpg prepares each distinct text, so that every tenant takes two round trips and a place
 in its caches. So the drivers that this package knows are handed it as a simple query; and
-asyncpg, which SQLAlchemy lets send BEGIN with the first statement only, is handed it in time to
-travel with that BEGIN.
+asyncpg, which SQLAlchemy lets send BEGIN with the first statement only, asks for it then, so that
+it travels with that BEGIN.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import event
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    # Says, for the connection that is about to begin, which statements to take along.
+    Source = Callable[["BeginCarrier"], str | None]
 
 # What is sent beside SQLAlchemy does not show in its echo.
 _log = logging.getLogger("mgf.sqlalchemy")
@@ -35,48 +34,46 @@ _PLAIN = {"stream_results": False}
 
 
 class BeginCarrier:
-    """Mixed into asyncpg's connection: the next BEGIN takes a statement along, once."""
+    """Mixed into asyncpg's connection: each BEGIN takes along what its source says then."""
 
     # That SQLAlchemy begins a transaction with execute("BEGIN...") is how it and asyncpg work
     # today. It is seen once before it is relied on: each new engine asks the server for its
     # version in a transaction.
     sees_begin: ClassVar[bool] = False
-    _carried: str | None = None
+    _source: Source | None = None
 
-    def carry(self, statement: str) -> bool:
-        """Send a statement with the next BEGIN; False where that is not known to work."""
+    def ask(self, source: Source) -> bool:
+        """Ask the source at each BEGIN from now on.
+
+        False where that is not known to work, or comes too late for this transaction.
+        """
         # The plain type: asyncpg's metaclass calls any of its connections an instance of ours.
         connection: Any = self
         if not type(self).sees_begin or connection.is_in_transaction():
             return False
-        self._carried = statement
+        self._source = source
         return True
 
-    def drop(self) -> bool:
-        """Carry nothing; return whether there was something that BEGIN has not taken yet."""
-        was_carrying = self._carried is not None
-        self._carried = None
-        return was_carrying
-
-    # The signature is asyncpg's, its own timeout included.
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        """Run a query, BEGIN with what it carries in the same round trip."""
-        begins = query.startswith("BEGIN") and not args
-        if begins:
-            type(self).sees_begin = True
-        carried = self._carried if begins else None
-        if carried is not None:
-            self._carried = None
-            query = f"{query.rstrip(';')}; {carried}"
-            _log.debug("%s", query)
+    # No coroutine of its own where there is nothing to add: each costs at every statement.
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Awaitable[str]:
+        """Run a query, BEGIN with what it takes along in the same round trip."""
         connection: Any = super()
+        if not args and query.startswith("BEGIN"):
+            type(self).sees_begin = True
+            if self._source is not None and (taken := self._source(self)):
+                return self._begin(f"{query.rstrip(';')}; {taken}", timeout)
+        result: Awaitable[str] = connection.execute(query, *args, timeout=timeout)
+        return result
+
+    async def _begin(self, query: str, limit: float | None) -> str:
+        connection: Any = super()
+        _log.debug("%s", query)
         try:
-            status: str = await connection.execute(query, *args, timeout=timeout)
+            status: str = await connection.execute(query, timeout=limit)
         except BaseException:
-            if carried is not None:
-                # asyncpg takes a transaction that did not begin for one that did, and would
-                # send a SAVEPOINT next.
-                connection.terminate()
+            # asyncpg takes a transaction that did not begin for one that did, and would send a
+            # SAVEPOINT next.
+            connection.terminate()
             raise
         return status
 
@@ -85,17 +82,6 @@ class BeginCarrier:
 def carrier_class(base: type[Any]) -> type[Any]:
     """Return a class of asyncpg connections that carries statements with BEGIN."""
     return type(f"Carrying{base.__name__}", (BeginCarrier, base), {})
-
-
-def carry_nothing_over(engine: AsyncEngine) -> None:
-    """Make sure that no checkout meets what was meant for the one before."""
-    event.listen(engine.sync_engine, "checkout", _drop_at_checkout)
-
-
-def _drop_at_checkout(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
-    driver = getattr(connection, "driver_connection", None)
-    if isinstance(driver, BeginCarrier):
-        driver.drop()
 
 
 def carrier_of(connection: Connection) -> BeginCarrier | None:

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from mgf.common import UnconfiguredWarning, current_context
-from mgf.sqlalchemy._carrier import carrier_class, carry_nothing_over
+from mgf.sqlalchemy._carrier import carrier_class
 from mgf.sqlalchemy._pool import validate_checkouts
 from mgf.sqlalchemy._url import connect_arguments, normalize_url
 
@@ -83,7 +83,6 @@ def create_engine(
     engine = sqlalchemy.ext.asyncio.create_async_engine(url, **options)
     if engine.dialect.driver == "asyncpg":
         _replace_connect(engine.dialect)
-        carry_nothing_over(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _set_pragmas)
         if url.query.get("mode") != "ro":

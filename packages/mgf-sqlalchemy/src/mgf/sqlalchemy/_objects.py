@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,24 +9,25 @@ from sqlalchemy import Column, inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import ColumnProperty
 
+from mgf.sqlalchemy._weak import WeakList
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sqlalchemy.orm import Mapper, Session
 
 
-class ObjectRefs:
+class ObjectRefs(WeakList[object]):
     """Objects that were attached to a session at one moment.
 
     Weak, as the session's own identity map: what nobody else holds is loaded again when needed.
     """
 
-    def __init__(self, objects: Iterable[object] = ()) -> None:
-        self._refs = [weakref.ref(one) for one in objects]
+    __slots__ = ()
 
     def attached_to(self, session: Session) -> list[object]:
         """Return those that the session still holds."""
-        return [one for one in self._living() if one in session]
+        return [one for one in self.living() if one in session]
 
     def detached(self) -> list[object]:
         """Return those that no session holds and that are stored in the database.
@@ -35,10 +35,10 @@ class ObjectRefs:
         Not those whose INSERT was rolled back (they would be inserted again) or that were
         deleted.
         """
-        return [one for one in self._living() if _is_detached(one)]
+        return [one for one in self.living() if _is_detached(one)]
 
-    def _living(self) -> list[object]:
-        return [one for ref in self._refs if (one := ref()) is not None]
+
+NO_OBJECTS = ObjectRefs()
 
 
 def _is_detached(one: object) -> bool:

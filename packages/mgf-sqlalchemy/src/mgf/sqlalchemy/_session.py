@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy._state import RequiresTenant
-from mgf.sqlalchemy._tenancy import parse_tenant, tenant_session
+from mgf.sqlalchemy._tenancy import SessionScope, parse_tenant
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -58,8 +57,8 @@ def tenant_scope(
 ) -> AbstractAsyncContextManager[AsyncSession]:
     """Open a session scoped to a tenant, and close it at the end of the block.
 
-    The same as ``async with sessionmaker() as session, tenant_session(session, tenant_id)``:
-    what was not committed is rolled back.
+    As ``async with sessionmaker() as session, tenant_session(session, tenant_id)``, but for the
+    flush at the end: what was not committed is rolled back, so there is no use in sending it.
 
     Args:
         sessionmaker: a factory of sessions, as `create_sessionmaker` makes them.
@@ -69,12 +68,36 @@ def tenant_scope(
         ValueError: `tenant_id` is no UUID; before a session is opened.
         TenantScopeError: as for `tenant_session`.
     """
-    return _open_scope(sessionmaker, parse_tenant(tenant_id))
+    return _OpenedScope(sessionmaker, parse_tenant(tenant_id))
 
 
-@asynccontextmanager
-async def _open_scope(
-    sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID
-) -> AsyncGenerator[AsyncSession]:
-    async with sessionmaker() as session, tenant_session(session, tenant):
-        yield session
+class _OpenedScope(AbstractAsyncContextManager[AsyncSession]):
+    """A session that is opened and scoped in one step, and closed whatever happens."""
+
+    __slots__ = ("_scope", "_session", "_sessionmaker", "_tenant")
+
+    def __init__(self, sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID) -> None:
+        self._sessionmaker = sessionmaker
+        self._tenant = tenant
+
+    async def __aenter__(self) -> AsyncSession:
+        self._session = session = await self._sessionmaker().__aenter__()
+        self._scope = SessionScope(session, session, self._tenant)
+        try:
+            return await self._scope.__aenter__()
+        except BaseException as exc:
+            await session.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        is_closed = False
+        try:
+            await self._session.__aexit__(exc_type, exc, traceback)
+            is_closed = True
+        finally:
+            self._scope.leave(discard=True, is_closed=is_closed)

@@ -6,7 +6,6 @@ whenever its transaction began.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ from mgf.sqlalchemy._binding import (
     Setting,
     binding_of,
     next_place,
-    watch_transactions,
 )
-from mgf.sqlalchemy._objects import ObjectRefs, attach_only, detach_all, forget_derived
+from mgf.sqlalchemy._objects import NO_OBJECTS, ObjectRefs, attach_only, detach_all, forget_derived
+from mgf.sqlalchemy._weak import WeakList
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
@@ -42,13 +41,13 @@ class ScopeFrame:
     """A scope that was entered and not yet left.
 
     Args:
-        tenant: the tenant in force in it.
+        setting: what is wanted in it.
         outer_objects: those of the tenant that was in force before.
         endings: how many transactions whose end expires objects the session had seen.
         entered: its place in the order of entering.
     """
 
-    tenant: UUID
+    setting: Setting
     outer_objects: ObjectRefs
     endings: int
     entered: int = field(default_factory=next_place)
@@ -65,11 +64,12 @@ class SessionState:
     loud: bool
     was_scoped: bool = False
     # Of the open transaction, and of past ones as long as somebody holds them.
-    connections: weakref.WeakSet[Connection] = field(default_factory=weakref.WeakSet[Connection])
+    connections: WeakList[Connection] = field(default_factory=WeakList[Connection])
     _frames: list[ScopeFrame] = field(default_factory=list[ScopeFrame])
     # Attached when the outermost scope was entered.
-    _tenantless: ObjectRefs = field(default_factory=ObjectRefs)
+    _tenantless: ObjectRefs = NO_OBJECTS
     _endings: int = 0
+    _watches_end: bool = False
 
     # A session keeps what it read: no other tenant may be put on top of it.
     is_exclusive = True
@@ -77,7 +77,7 @@ class SessionState:
     @property
     def tenant(self) -> UUID | None:
         """The tenant in force, or None."""
-        return self._frames[-1].tenant if self._frames else None
+        return self._frames[-1].setting.tenant if self._frames else None
 
     @property
     def entered(self) -> int:
@@ -87,34 +87,35 @@ class SessionState:
     @property
     def setting(self) -> Setting:
         """What the session wants its transactions to be bound to."""
-        return Setting(self.tenant, self.loud)
+        return self._frames[-1].setting if self._frames else Setting(None, self.loud)
 
     def enter(self, session: Session, tenant: UUID) -> ScopeFrame:
         """Change to a tenant, and set aside the objects of the one that was in force."""
+        kept = self._tenantless.attached_to(session) if self._frames else list(session)
+        forget_derived(session, kept)
+        outer_objects = NO_OBJECTS
         if self._frames:
-            kept = self._tenantless.attached_to(session)
             kept_ids = {id(one) for one in kept}
             outer_objects = ObjectRefs(one for one in session if id(one) not in kept_ids)
-            forget_derived(session, kept)
             detach_all(session)
             attach_only(session, kept)
         else:
-            kept = list(session)
-            self._tenantless = ObjectRefs(kept)
-            outer_objects = ObjectRefs()
-            forget_derived(session, kept)
-        frame = ScopeFrame(tenant, outer_objects, self._endings)
+            self._tenantless = ObjectRefs(kept) if kept else NO_OBJECTS
+        frame = ScopeFrame(Setting(tenant, self.loud), outer_objects, self._endings)
         self._frames.append(frame)
         self._tell_connections()
         return frame
 
-    def leave(self, session: Session, frame: ScopeFrame, *, discard: bool) -> None:
+    def leave(
+        self, session: Session, frame: ScopeFrame, *, discard: bool, is_closed: bool = False
+    ) -> None:
         """Change back to what was in force before a scope, with its objects.
 
         Args:
             session: the session.
             frame: what `enter` returned.
             discard: forget changes that were not flushed.
+            is_closed: the session has just been closed, and holds nothing any more.
 
         Raises:
             TenantScopeError: an inner scope has not been left yet. It stays in force, and what
@@ -130,11 +131,15 @@ class SessionState:
             )
         self._frames.pop()
         try:
-            self._restore(session, frame, discard=discard)
+            if not is_closed:
+                self._restore(session, frame, discard=discard)
         finally:
             self._tell_connections()
 
     def _restore(self, session: Session, frame: ScopeFrame, *, discard: bool) -> None:
+        if not self._frames and not self._tenantless:
+            detach_all(session)
+            return
         kept = self._tenantless.attached_to(session)
         changed = [one for one in kept if discard and one in session.dirty]
         forget_derived(session, kept)
@@ -153,24 +158,30 @@ class SessionState:
         binding = binding_of(connection)
         binding.add(self)
         is_own = session.bind is connection.engine and not connection.in_nested_transaction()
-        if self.setting == UNBOUND and is_own:
-            return
-        watch_transactions(connection.engine)
         if not is_own:
-            # Somebody else may hold this connection, with a transaction or a savepoint open.
+            # Somebody else may hold this connection, with a transaction or a savepoint open, and
+            # go on with it when the session has ended its own.
             binding.hook(connection)
+            self._watch_end(session)
+            return
+        if self.setting == UNBOUND:
             return
         try:
-            binding.apply(connection)
+            binding.begin(connection)
         except BaseException:
             # The session keeps the connection: another try must meet the same error.
             binding.hook(connection)
             raise
 
+    def _watch_end(self, session: Session) -> None:
+        if not self._watches_end:
+            self._watches_end = True
+            event.listen(session, "after_transaction_end", _after_transaction_end)
+
     def end(self) -> None:
         """Say nothing more about connections whose transactions of the session have ended."""
         if not self._frames:
-            for connection in list(self.connections):
+            for connection in self.connections.living():
                 binding_of(connection).remove(self)
 
     def note_ending(self) -> None:
@@ -179,28 +190,30 @@ class SessionState:
 
     def _tell_connections(self) -> None:
         self.was_scoped = True
-        for connection in list(self.connections):
+        for connection in self.connections.living():
             if not connection.closed:
                 binding = binding_of(connection)
                 binding.add(self)
                 binding.hook(connection)
 
 
-# Not in Session.info, which users copy and clear.
-_states: weakref.WeakKeyDictionary[Session, SessionState] = weakref.WeakKeyDictionary()
+# An attribute of ours: what is in Session.info is copied and cleared by users.
+_ATTRIBUTE = "_mgf_state"
+
+
+def known_state(session: Session) -> SessionState | None:
+    """Return the session's state, if anything of the session has been seen."""
+    state: SessionState | None = getattr(session, _ATTRIBUTE, None)
+    return state
 
 
 def state_of(session: Session) -> SessionState:
     """Return the session's state, made on first use."""
-    state = _states.get(session)
+    state = known_state(session)
     if state is None:
-        state = _states[session] = SessionState(isinstance(session, RequiresTenant))
+        state = SessionState(isinstance(session, RequiresTenant))
+        setattr(session, _ATTRIBUTE, state)
     return state
-
-
-def is_known(session: Session) -> bool:
-    """Say whether anything of the session has been seen."""
-    return session in _states
 
 
 @event.listens_for(Session, "after_begin")
@@ -209,10 +222,9 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         state_of(session).begin(session, connection)
 
 
-@event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None and session in _states:
-        _states[session].end()
+    if transaction.parent is None:
+        state_of(session).end()
 
 
 @event.listens_for(Session, "after_soft_rollback")
