@@ -25,6 +25,7 @@ def test_the_roles_of_a_policy_are_a_set() -> None:
 
 def test_public_is_every_role_however_it_is_written() -> None:
     assert Policy("own", "invoice", to="public") == Policy("own", "invoice")
+    assert Policy("own", "invoice", to=["app", "Public"]) == Policy("own", "invoice")
 
 
 def test_a_policy_reads_as_the_call_that_makes_it() -> None:

@@ -28,6 +28,7 @@ from mgf.sqlalchemy.rls._protect import (
     protect_metadata,
     protect_partitions,
 )
+from mgf.sqlalchemy.rls._role import ensure_app_role
 from mgf.sqlalchemy.rls._state import (
     Grant,
     Policy,
@@ -35,12 +36,15 @@ from mgf.sqlalchemy.rls._state import (
     TableProtection,
     ViewProtection,
 )
+from mgf.sqlalchemy.rls._views import CreateView, DropView, invoker_view
 
 __all__ = [
     "AlterRowSecurity",
     "CreatePolicy",
+    "CreateView",
     "Difference",
     "DropPolicy",
+    "DropView",
     "Grant",
     "GrantPrivileges",
     "Policy",
@@ -54,7 +58,9 @@ __all__ = [
     "compare_protection",
     "declared_protection",
     "deparse",
+    "ensure_app_role",
     "expected_protection",
+    "invoker_view",
     "protect_metadata",
     "protect_partitions",
     "protect_table",

@@ -18,6 +18,7 @@ from mgf.sqlalchemy.rls._ddl import CreatePolicy
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan
 from mgf.sqlalchemy.rls._predicates import CURRENT_TENANT_SUBSELECT
+from mgf.sqlalchemy.rls._schemas import schema_map, shorten_table, shorten_view
 from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
 from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection
 
@@ -76,16 +77,17 @@ def expected_protection(connection: Connection, metadata: MetaData) -> Protectio
         AppConfigError: something is declared that cannot be, or the connection does not fit.
     """
     default = connection.dialect.default_schema_name
-    plan = Plan(metadata, connection.get_execution_options().get("schema_translate_map"))
+    plan = Plan(metadata, schema_map(connection))
     found = [(table, plan.protection(table)) for table in plan.tables]
     found += partitions(connection, plan)
     deparsed = _deparse_all(connection, found)
     tables = [
-        _shorten(_rewrite(connection, table, protection, deparsed), default)
+        shorten_table(_rewrite(connection, table, protection, deparsed), default)
         for table, protection in found
     ]
     return Protection(
-        tables=tuple(sorted(tables, key=lambda one: (one.schema or "", one.name))),
+        tables=tuple(tables),
+        views=tuple(shorten_view(one, default) for one in plan.views),
         grants=tuple(_drop_open_schemas(connection, plan.grants(default_schema=default))),
     )
 
@@ -226,18 +228,6 @@ def _rewrite(
         for one in protection.policies
     )
     return replace(protection, policies=tuple(policies))
-
-
-def _shorten(protection: TableProtection, default: str | None) -> TableProtection:
-    """Write the default schema as None, as `read_protection` does."""
-    if protection.schema != default:
-        return protection
-    return replace(
-        protection,
-        schema=None,
-        policies=tuple(replace(one, schema=None) for one in protection.policies),
-        grants=tuple(replace(one, schema=None) for one in protection.grants),
-    )
 
 
 def _drop_open_schemas(connection: Connection, grants: Iterable[Grant]) -> Iterable[Grant]:

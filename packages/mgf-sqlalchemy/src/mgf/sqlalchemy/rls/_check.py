@@ -5,79 +5,44 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, text
-
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
 from mgf.sqlalchemy.rls._predicates import quote_relation
+from mgf.sqlalchemy.rls._schemas import shorten_name
 from mgf.sqlalchemy.rls._state import PUBLIC
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection, Table
 
     from mgf.sqlalchemy.rls._plan import Plan
-    from mgf.sqlalchemy.rls._state import Grant, Protection, RelationName, ViewProtection
-
-_USABLE_SCHEMAS = text(
-    """
-    SELECT nspname FROM pg_namespace
-    WHERE nspname IN :schemas AND has_schema_privilege(:role, oid, 'USAGE')
-    """
-).bindparams(bindparam("schemas", expanding=True))
+    from mgf.sqlalchemy.rls._state import Protection, RelationName, ViewProtection
 
 
 class UnprotectedViewWarning(UserWarning):
     """A view shows rows of protected tables whose policies do not hold."""
 
 
-def refuse_views(connection: Connection, plan: Plan) -> None:
-    """Make sure that no table of the metadata is a view in the database.
+def refuse_unfit(connection: Connection, plan: Plan) -> None:
+    """Make sure that what is there of the tables of a metadata can be left as it is.
 
     Raises:
-        AppConfigError: one is; ``create_all`` would take it for the table and leave it alone.
-    """
-    places = _places(connection, plan, plan.tables)
-    for view in _read(connection, plan).views:
-        if view.key in places:
-            raise AppConfigError(
-                f"{_name(view.key)} is declared as a table, but is a view in the database, which "
-                "has no row-level security of its own; declare it with invoker_view()"
-            )
-
-
-def missing_grants(
-    connection: Connection, plan: Plan, tables: Collection[Table]
-) -> Iterator[Grant]:
-    """Yield what the tables need beside their own grants, but for schemas that roles may use.
-
-    Who creates tables need not own the schema, and could not grant anything on it.
-    """
-    default = connection.dialect.default_schema_name
-    for grant in plan.grants(tables, default_schema=default) if tables else ():
-        if grant.kind == "SCHEMA":
-            parameters = {"schemas": [grant.on], "role": grant.to.lower()}
-            if connection.execute(_USABLE_SCHEMAS, parameters).scalar() is not None:
-                continue
-        yield grant
-
-
-def check_result(connection: Connection, plan: Plan) -> None:
-    """Make sure that the tables of the metadata that are there are protected.
-
-    Raises:
-        AppConfigError: some are not; all of them are listed. They were there before, and
-            ``create_all`` changes no table that is there.
-
-    Warns:
-        UnprotectedViewWarning: the application's role may read a protected table's rows by a
-            view whose owner's rights count instead.
+        AppConfigError: one is a view, or some are not protected (all of them are listed);
+            ``create_all`` changes nothing that is there.
     """
     there = _read(connection, plan)
+    places = _places(connection, plan, plan.tables)
+    for view in there.views:
+        if view.key in places:
+            raise AppConfigError(
+                f"{quote_relation(view.key)} is declared as a table, but is a view in the "
+                "database, which has no row-level security of its own; declare it with "
+                "invoker_view()"
+            )
     protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
     bare = [
-        _name(one.key)
+        quote_relation(one.key)
         for one in there.tables
         if one.key in protected and not (one.enabled and one.forced)
     ]
@@ -86,7 +51,16 @@ def check_result(connection: Connection, plan: Plan) -> None:
             f"{', '.join(bare)}: there already, without row-level security, and create_all() "
             "changes no table that is there; protect them by a migration"
         )
-    for view in _open_views(there, protected):
+
+
+def warn_of_views(connection: Connection, plan: Plan) -> None:
+    """Warn of views that show protected tables' rows to the application's role.
+
+    Warns:
+        UnprotectedViewWarning: a view's owner's rights count instead of the role's.
+    """
+    protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
+    for view in _open_views(_read(connection, plan), protected):
         if {plan.settings.role, PUBLIC}.intersection(grant.to for grant in view.grants):
             warnings.warn(_warning(view), UnprotectedViewWarning, stacklevel=2)
 
@@ -102,7 +76,7 @@ def _open_views(there: Protection, protected: Iterable[RelationName]) -> Iterato
 
 
 def _warning(view: ViewProtection) -> str:
-    name = _name(view.key)
+    name = quote_relation(view.key)
     if view.materialized:
         return (
             f"materialized view {name} holds rows of protected tables, which no policy can "
@@ -120,9 +94,4 @@ def _read(connection: Connection, plan: Plan) -> Protection:
 
 def _places(connection: Connection, plan: Plan, tables: Iterable[Table]) -> set[RelationName]:
     default = connection.dialect.default_schema_name
-    places = map(plan.place, tables)
-    return {(None if schema == default else schema, name) for schema, name in places}
-
-
-def _name(key: RelationName) -> str:
-    return quote_relation(key)
+    return {shorten_name(plan.place(table), default) for table in tables}

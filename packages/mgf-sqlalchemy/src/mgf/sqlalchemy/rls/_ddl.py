@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ExecutableDDLElement
@@ -12,7 +13,7 @@ from mgf.sqlalchemy.rls._predicates import quote_relation
 from mgf.sqlalchemy.rls._state import PUBLIC, Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy.sql.compiler import DDLCompiler
 
@@ -92,9 +93,17 @@ def protect_table(protection: TableProtection) -> Iterator[ExecutableDDLElement]
             enabled=protection.enabled or None,
             forced=protection.forced or None,
         )
-    for role in sorted(protection.roles):
-        yield RevokePrivileges(Grant("ALL", protection.name, schema=protection.schema, to=role))
-    for grant in protection.grants:
+    nothing = Grant((), protection.name, schema=protection.schema, to=PUBLIC)
+    yield from grant_only((nothing, *protection.grants))
+
+
+def grant_only(grants: Iterable[Grant]) -> Iterator[ExecutableDDLElement]:
+    """Yield the statements that leave each role no more on a relation than what is granted."""
+    given = list(grants)
+    for grant in given:
+        if grant.kind == "TABLE":
+            yield RevokePrivileges(replace(grant, privileges=("ALL",)))
+    for grant in given:
         if grant.privileges:
             yield GrantPrivileges(grant)
 
@@ -105,7 +114,7 @@ def _create_policy(element: CreatePolicy, compiler: DDLCompiler, **_options: Any
     kind = "RESTRICTIVE" if policy.restrictive else "PERMISSIVE"
     roles = ", ".join(_role(one, compiler) for one in policy.to)
     name = compiler.preparer.quote(policy.name)
-    table = _relation(policy.table, policy.schema, compiler)
+    table = quoted_relation(policy.table, policy.schema, compiler)
     lines = [f"CREATE POLICY {name} ON {table} AS {kind} FOR {policy.for_} TO {roles}"]
     for clause, predicate in (("USING", policy.using), ("WITH CHECK", policy.with_check)):
         if predicate is not None:
@@ -119,7 +128,7 @@ def _drop_policy(element: DropPolicy, compiler: DDLCompiler, **_options: Any) ->
     return (
         f"DROP POLICY {'IF EXISTS ' if element.if_exists else ''}"
         f"{compiler.preparer.quote(policy.name)} "
-        f"ON {_relation(policy.table, policy.schema, compiler)}"
+        f"ON {quoted_relation(policy.table, policy.schema, compiler)}"
     )
 
 
@@ -131,7 +140,7 @@ def _alter_row_security(element: AlterRowSecurity, compiler: DDLCompiler, **_opt
     if element.forced is not None:
         actions.append("FORCE" if element.forced else "NO FORCE")
     return (
-        f"ALTER TABLE {_relation(element.name, element.schema, compiler)} "
+        f"ALTER TABLE {quoted_relation(element.name, element.schema, compiler)} "
         f"{', '.join(f'{action} ROW LEVEL SECURITY' for action in actions)}"
     )
 
@@ -150,7 +159,7 @@ def _change_privileges(verb: str, grant: Grant, to: str, compiler: DDLCompiler) 
     privileges = f"{verb} {', '.join(grant.privileges)} ON {grant.kind}"
     if grant.column is not None:
         return _verbatim(_on_own_sequence(privileges, grant, to), compiler)
-    name = _relation(grant.on, grant.schema, compiler)
+    name = quoted_relation(grant.on, grant.schema, compiler)
     return f"{privileges} {name} {to} {_role(grant.to, compiler)}"
 
 
@@ -175,7 +184,8 @@ def _verbatim(sql: str, compiler: DDLCompiler) -> str:
     return str(untyped.post_process_text(sql))
 
 
-def _relation(name: str, schema: str | None, compiler: DDLCompiler) -> str:
+def quoted_relation(name: str, schema: str | None, compiler: DDLCompiler) -> str:
+    """Return a name as it stands in a statement for the compiler's dialect."""
     quoted = compiler.preparer.quote(name)
     return quoted if schema is None else f"{compiler.preparer.quote_schema(schema)}.{quoted}"
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from mgf.sqlalchemy.rls._state import PUBLIC, TableProtection, ViewProtection
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from mgf.sqlalchemy.rls._state import Grant, Protection, RelationName, TableProtection
+    from mgf.sqlalchemy.rls._state import Grant, Protection, RelationName
 
-Aspect: TypeAlias = Literal["table", "row security", "policy", "index", "grant"]
+_Protected = TypeVar("_Protected", TableProtection, ViewProtection)
+
+Aspect: TypeAlias = Literal["table", "view", "row security", "policy", "index", "grant"]
 
 
 @dataclass(frozen=True)
@@ -18,14 +22,16 @@ class Difference:
     """One thing that is not as expected.
 
     Args:
-        aspect: what it is about. ``"table"``: the table itself is missing.
-        table: schema and name; None for a grant on a schema or a sequence of no column.
+        aspect: what it is about. ``"table"``: the table is missing. ``"view"``: the view is
+            missing, or is not read with its reader's rights.
+        table: schema and name of the table or view; None for a grant on a schema or a sequence
+            of no column.
         expected: what should be there; None where something is too much.
         there: what is there; None where something is missing.
 
-    What both are, by `aspect`: a `TableProtection`; a pair (enabled, forced); a `Policy`; a
-    column's name; a `Grant`, of the privileges that are missing (`expected`) or too many
-    (`there`).
+    What both are, by `aspect`: a `TableProtection`; a `ViewProtection`; a pair (enabled,
+    forced); a `Policy`; a column's name; a `Grant`, of the privileges that are missing
+    (`expected`) or too many (`there`).
     """
 
     aspect: Aspect
@@ -51,6 +57,9 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
             yield from _compare_tables(table, found[table.key])
         else:
             yield Difference("table", table.key, table, None)
+    views = {one.key: one for one in there.views}
+    for view in expected.views:
+        yield from _compare_views(view, views.get(view.key))
     roles = {one.to for one in expected.grants}
     for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
         if is_missing:
@@ -71,8 +80,22 @@ def _compare_tables(expected: TableProtection, there: TableProtection) -> Iterat
     for column in expected.indexed:
         if column not in there.indexed:
             yield Difference("index", key, column, None)
-    for grant, is_missing in _compare_grants(expected.grants, there.grants, expected.roles):
-        yield Difference("grant", key, grant if is_missing else None, None if is_missing else grant)
+    yield from _grant_differences(expected, there)
+
+
+def _compare_views(expected: ViewProtection, there: ViewProtection | None) -> Iterator[Difference]:
+    if there is None or not there.security_invoker:
+        yield Difference("view", expected.key, expected, there)
+    if there is not None:
+        yield from _grant_differences(expected, there)
+
+
+def _grant_differences(expected: _Protected, there: _Protected) -> Iterator[Difference]:
+    roles = {PUBLIC, *(one.to for one in expected.grants)}
+    for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
+        yield Difference(
+            "grant", expected.key, grant if is_missing else None, None if is_missing else grant
+        )
 
 
 def _compare_grants(

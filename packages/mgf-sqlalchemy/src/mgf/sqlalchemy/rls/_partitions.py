@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.rls._schemas import shorten_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,13 +40,13 @@ def partitions(connection: Connection, plan: Plan) -> Iterator[tuple[Table, Tabl
     default = connection.dialect.default_schema_name
     children: defaultdict[RelationName, list[tuple[RelationName, bool]]] = defaultdict(list)
     for parent_schema, parent, schema, name, is_foreign in connection.execute(_CHILDREN):
-        key = (_short(parent_schema, default), parent)
-        children[key].append(((_short(schema, default), name), is_foreign))
+        child = shorten_name((schema, name), default)
+        children[shorten_name((parent_schema, parent), default)].append((child, is_foreign))
+    declared = {shorten_name(plan.place(table), default) for table in plan.tables}
     for table in plan.tables:
         if not plan.is_protected(table):
             continue
-        schema, name = plan.place(table)
-        todo = list(children[_short(schema, default), name])
+        todo = list(children[shorten_name(plan.place(table), default)])
         while todo:
             child, is_foreign = todo.pop(0)
             if is_foreign:
@@ -54,9 +55,5 @@ def partitions(connection: Connection, plan: Plan) -> Iterator[tuple[Table, Tabl
                     "table, which row-level security cannot protect; detach it"
                 )
             todo += children[child]
-            if child not in plan.places:
+            if child not in declared:
                 yield table, plan.partition(table, child)
-
-
-def _short(schema: str | None, default: str | None) -> str | None:
-    return None if schema == default else schema

@@ -24,8 +24,10 @@ from mgf.sqlalchemy.rls._state import (
     Grant,
     Policy,
     TableProtection,
+    ViewProtection,
     relation_name,
 )
+from mgf.sqlalchemy.rls._views import tables_of, views_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from mgf.sqlalchemy.rls._declaration import Declaration, Rule
     from mgf.sqlalchemy.rls._state import RelationName
+    from mgf.sqlalchemy.rls._views import View
 
 _READ = ("SELECT",)
 _READ_AND_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -70,6 +73,7 @@ class Plan:
                 "its tables are defined"
             )
         self.settings = settings
+        self._metadata = metadata
         self._schemas = schemas or {}
         self._declarations = read_declarations(metadata)
         self._tables = {(table.schema, table.name): table for table in self._declarations}
@@ -86,11 +90,6 @@ class Plan:
     def tables(self) -> Collection[Table]:
         """The tables of the metadata."""
         return self._declarations
-
-    @property
-    def places(self) -> set[RelationName]:
-        """Schema and name of each table of the metadata."""
-        return {self.place(table) for table in self.tables}
 
     def is_protected(self, table: Table) -> bool:
         """Say whether a table gets row-level security."""
@@ -139,6 +138,22 @@ class Plan:
             policies=self._policies(table, own),
             grants=(Grant((), name, schema=schema, to=self.settings.role),),
             partition_of=self.place(table),
+        )
+
+    @property
+    def views(self) -> Iterator[ViewProtection]:
+        """Yield the protection of each view of the metadata."""
+        return map(self.view, views_of(self._metadata))
+
+    def view(self, view: View) -> ViewProtection:
+        """Return the protection of a view of the metadata."""
+        schema, name = self._schema(view.schema), view.name
+        roles = {PUBLIC: (), self.settings.role: _READ}
+        return ViewProtection(
+            name,
+            schema=schema,
+            reads=tuple((self._schema(one.schema), one.name) for one in tables_of(view)),
+            grants=tuple(Grant(may, name, schema=schema, to=to) for to, may in roles.items()),
         )
 
     def grants(

@@ -8,13 +8,16 @@ from sqlalchemy import Connection, MetaData, Table, event
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
-from mgf.sqlalchemy.rls._check import check_result, missing_grants, refuse_views
-from mgf.sqlalchemy.rls._ddl import DropPolicy, GrantPrivileges, protect_table
+from mgf.sqlalchemy.rls._check import refuse_unfit, warn_of_views
+from mgf.sqlalchemy.rls._ddl import DropPolicy, GrantPrivileges, grant_only, protect_table
 from mgf.sqlalchemy.rls._declaration import INFO_KEY
+from mgf.sqlalchemy.rls._grants import missing_grants
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan, Settings
 from mgf.sqlalchemy.rls._role import check_roles
+from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map
 from mgf.sqlalchemy.rls._state import PUBLIC, Protection, check_name
+from mgf.sqlalchemy.rls._views import CreateView, DropView, missing_views, views_over
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -87,7 +90,9 @@ def declared_protection(metadata: MetaData) -> Protection:
     """
     plan = Plan(metadata)
     return Protection(
-        tables=tuple(plan.protection(table) for table in plan.tables), grants=plan.grants()
+        tables=tuple(plan.protection(table) for table in plan.tables),
+        views=tuple(plan.views),
+        grants=plan.grants(),
     )
 
 
@@ -118,8 +123,26 @@ def _before_all(metadata: MetaData, connection: Connection, **_options: Any) -> 
 def _after_all(
     metadata: MetaData, connection: Connection, tables: Collection[Table], **_options: Any
 ) -> None:
-    if INFO_KEY in metadata.info:
+    is_protected = INFO_KEY in metadata.info
+    if is_protected:
         _emit(metadata, connection, tables)
+    for view in missing_views(metadata, connection):
+        schema = effective_schema(connection, view.schema)
+        connection.execute(CreateView(view.name, view.select, schema=schema))
+        if is_protected and connection.dialect.name == "postgresql":
+            for statement in grant_only(_plan(metadata, connection).view(view).grants):
+                connection.execute(statement)
+    if is_protected and _is_live(connection):
+        warn_of_views(connection, _plan(metadata, connection))
+
+
+@event.listens_for(MetaData, "before_drop")
+def _before_drop(
+    metadata: MetaData, connection: Connection, tables: Collection[Table], **_options: Any
+) -> None:
+    for view in views_over(metadata, tables):
+        schema = effective_schema(connection, view.schema)
+        connection.execute(DropView(view.name, schema=schema))
 
 
 # SQLAlchemy's own types tell by this argument too whether a whole metadata is being created: its
@@ -139,13 +162,15 @@ def _after_table(
 ) -> None:
     if INFO_KEY in table.metadata.info and not _is_metadata_operation:
         _emit(table.metadata, connection, [table])
+        if _is_live(connection):
+            warn_of_views(connection, _plan(table.metadata, connection))
 
 
 def _check_before(metadata: MetaData, connection: Connection) -> None:
     plan = _plan(metadata, connection)
     if _is_live(connection):
         check_roles(connection, plan.settings.role, plan.roles)
-        refuse_views(connection, plan)
+        refuse_unfit(connection, plan)
 
 
 def _emit(metadata: MetaData, connection: Connection, tables: Collection[Table]) -> None:
@@ -162,7 +187,6 @@ def _emit(metadata: MetaData, connection: Connection, tables: Collection[Table])
     _protect_partitions(connection, plan, tables)
     for grant in missing_grants(connection, plan, tables):
         connection.execute(GrantPrivileges(grant))
-    check_result(connection, plan)
 
 
 def _protect_partitions(connection: Connection, plan: Plan, tables: Collection[Table]) -> None:
@@ -185,9 +209,7 @@ def _is_like(before: TableProtection, wanted: TableProtection) -> bool:
 
 
 def _plan(metadata: MetaData, connection: object) -> Plan:
-    if not isinstance(connection, Connection):
-        return Plan(metadata)
-    return Plan(metadata, connection.get_execution_options().get("schema_translate_map"))
+    return Plan(metadata, schema_map(connection))
 
 
 def _is_live(connection: object) -> bool:

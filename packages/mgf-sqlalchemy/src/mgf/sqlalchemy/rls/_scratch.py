@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 EMPTY_SEARCH_PATH = text("SET LOCAL search_path = ''")
 
 
+def is_autocommit(connection: Connection) -> bool:
+    """Say whether each statement of a connection is a transaction of its own."""
+    return connection.dialect.detect_autocommit_setting(
+        # The type is Optional for connections that were detached or closed.
+        connection.connection.dbapi_connection  # type: ignore[arg-type]
+    )
+
+
 @contextmanager
 def scratch(connection: Connection) -> Generator[None]:
     """Undo at the end of the block what it did: a savepoint, or a transaction of its own.
@@ -31,10 +39,7 @@ def scratch(connection: Connection) -> Generator[None]:
             f"row-level security is PostgreSQL's; this connection's database is "
             f"{connection.dialect.name!r}"
         )
-    if connection.dialect.detect_autocommit_setting(
-        # The type is Optional for connections that were detached or closed.
-        connection.connection.dbapi_connection  # type: ignore[arg-type]
-    ):
+    if is_autocommit(connection):
         raise AppConfigError(
             "this connection is in AUTOCOMMIT, where what was tried cannot be undone; use one "
             "with another isolation level"

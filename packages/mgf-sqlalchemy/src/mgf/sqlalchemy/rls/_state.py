@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Command: TypeAlias = Literal["ALL", "SELECT", "INSERT", "UPDATE", "DELETE"]
-GrantKind: TypeAlias = Literal["TABLE", "SEQUENCE", "SCHEMA"]
+GrantKind: TypeAlias = Literal["TABLE", "SEQUENCE", "SCHEMA", "DATABASE"]
 # Schema and name.
 RelationName: TypeAlias = tuple[str | None, str]
 
@@ -38,6 +38,7 @@ _PRIVILEGES = (
     "MAINTAIN",
     "USAGE",
     "CREATE",
+    "CONNECT",
 )
 
 
@@ -141,7 +142,7 @@ class Grant(_Readable):
         on: the object's name, or the `Table` or mapped class itself.
         schema: of the object; None is the default schema. A schema itself has none.
         to: the role; PUBLIC is every role.
-        kind: what the object is: TABLE (views included), SEQUENCE or SCHEMA.
+        kind: what the object is: TABLE (views included), SEQUENCE, SCHEMA or DATABASE.
         column: the object is the sequence behind this column of the table `on`, whatever
             PostgreSQL called it. Makes `kind` a SEQUENCE.
 
@@ -217,11 +218,6 @@ class TableProtection(_Sorted):
     def key(self) -> RelationName:
         """Schema and name."""
         return self.schema, self.name
-
-    @property
-    def roles(self) -> set[str]:
-        """Every role whose privileges it is about: those with a grant, and PUBLIC."""
-        return {PUBLIC, *(grant.to for grant in self.grants)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -329,12 +325,12 @@ def check_name(what: str, name: str) -> str:
 
 
 def read_roles(roles: str | Iterable[str]) -> tuple[str, ...]:
-    """Return each role once, sorted; PUBLIC in capitals, however it was written."""
+    """Return each role once, sorted; PUBLIC alone where it is among them, as PostgreSQL does."""
     given = [roles] if isinstance(roles, str) else roles
     names = {PUBLIC if one.upper() == PUBLIC else check_name("a role's name", one) for one in given}
     if not names:
         raise AppConfigError("no role was named; name at least one, or 'PUBLIC' for all")
-    return tuple(sorted(names))
+    return (PUBLIC,) if PUBLIC in names else tuple(sorted(names))
 
 
 def _read_privileges(privileges: str | Iterable[str]) -> tuple[str, ...]:
