@@ -61,7 +61,7 @@ class Database:
     def run(self, *statements: str) -> None:
         """Run statements as superuser, and commit."""
         for statement in statements:
-            self.owner.exec_driver_sql(statement)
+            self.owner.exec_driver_sql(statement.replace("%", "%%"))
         self.owner.commit()
 
     def ask(self, sql: str, **parameters: Any) -> Any:

@@ -36,15 +36,14 @@ from mgf.sqlalchemy.rls._state import (
     TableProtection,
     ViewProtection,
 )
-from mgf.sqlalchemy.rls._views import CreateView, DropView, invoker_view
+from mgf.sqlalchemy.rls._views import CreateInvokerView, invoker_view
 
 __all__ = [
     "AlterRowSecurity",
+    "CreateInvokerView",
     "CreatePolicy",
-    "CreateView",
     "Difference",
     "DropPolicy",
-    "DropView",
     "Grant",
     "GrantPrivileges",
     "Policy",

@@ -236,9 +236,15 @@ def read_declarations(metadata: MetaData) -> dict[Table, Declaration]:
     """Return what each table is declared to be.
 
     Raises:
-        AppConfigError: some are not; all of them are listed.
+        AppConfigError: some are not (all of them are listed), or one is a view.
     """
     tables = sorted(metadata.tables.values(), key=lambda table: table.fullname)
+    for table in tables:
+        if getattr(table, "is_view", False):  # since SQLAlchemy 2.1
+            raise AppConfigError(
+                f"{table.fullname!r} is a view, which has no row-level security of its own; "
+                "declare it with invoker_view() instead"
+            )
     found = {table: declaration_of(table) for table in tables}
     declared = {table: one for table, one in found.items() if one is not None}
     if missing := [repr(table.fullname) for table in tables if table not in declared]:

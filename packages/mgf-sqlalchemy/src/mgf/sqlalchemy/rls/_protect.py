@@ -17,7 +17,7 @@ from mgf.sqlalchemy.rls._plan import Plan, Settings
 from mgf.sqlalchemy.rls._role import check_roles
 from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map
 from mgf.sqlalchemy.rls._state import PUBLIC, Protection, check_name
-from mgf.sqlalchemy.rls._views import CreateView, DropView, missing_views, views_over
+from mgf.sqlalchemy.rls._views import CreateInvokerView, DropInvokerView, missing_views, views_over
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -128,7 +128,7 @@ def _after_all(
         _emit(metadata, connection, tables)
     for view in missing_views(metadata, connection):
         schema = effective_schema(connection, view.schema)
-        connection.execute(CreateView(view.name, view.select, schema=schema))
+        connection.execute(CreateInvokerView(view.name, view.select, schema=schema))
         if is_protected and connection.dialect.name == "postgresql":
             for statement in grant_only(_plan(metadata, connection).view(view).grants):
                 connection.execute(statement)
@@ -142,7 +142,7 @@ def _before_drop(
 ) -> None:
     for view in views_over(metadata, tables):
         schema = effective_schema(connection, view.schema)
-        connection.execute(DropView(view.name, schema=schema))
+        connection.execute(DropInvokerView(view.name, schema=schema))
 
 
 # SQLAlchemy's own types tell by this argument too whether a whole metadata is being created: its

@@ -35,7 +35,7 @@ class View:
     clause: TableClause
 
 
-class CreateView(ExecutableDDLElement):
+class CreateInvokerView(ExecutableDDLElement):
     """``CREATE VIEW``, on PostgreSQL with ``security_invoker``.
 
     Args:
@@ -50,7 +50,7 @@ class CreateView(ExecutableDDLElement):
         self.schema = schema
 
 
-class DropView(ExecutableDDLElement):
+class DropInvokerView(ExecutableDDLElement):
     """``DROP VIEW IF EXISTS``."""
 
     def __init__(self, name: str, *, schema: str | None = None) -> None:
@@ -150,22 +150,22 @@ def _check_version(view: View, connection: Connection) -> None:
         )
 
 
-@compiles(CreateView)
-def _create_view(element: CreateView, compiler: DDLCompiler, **_options: Any) -> str:
+@compiles(CreateInvokerView)
+def _create_view(element: CreateInvokerView, compiler: DDLCompiler, **_options: Any) -> str:
     return _create(element, compiler, "")
 
 
-@compiles(CreateView, "postgresql")
-def _create_invoker_view(element: CreateView, compiler: DDLCompiler, **_options: Any) -> str:
+@compiles(CreateInvokerView, "postgresql")
+def _create_invoker_view(element: CreateInvokerView, compiler: DDLCompiler, **_options: Any) -> str:
     return _create(element, compiler, " WITH (security_invoker = true)")
 
 
-def _create(element: CreateView, compiler: DDLCompiler, options: str) -> str:
+def _create(element: CreateInvokerView, compiler: DDLCompiler, options: str) -> str:
     select = compiler.sql_compiler.process(element.select, literal_binds=True)
     name = quoted_relation(element.name, element.schema, compiler)
     return f"CREATE VIEW {name}{options} AS\n{select}"
 
 
-@compiles(DropView)
-def _drop_view(element: DropView, compiler: DDLCompiler, **_options: Any) -> str:
+@compiles(DropInvokerView)
+def _drop_view(element: DropInvokerView, compiler: DDLCompiler, **_options: Any) -> str:
     return f"DROP VIEW IF EXISTS {quoted_relation(element.name, element.schema, compiler)}"
