@@ -68,9 +68,17 @@ def differences(
         {"subselect": False},
         {"policies": [share_rows("shared", "invoice", using="is_public OR note LIKE '%x:y%'")]},
         {"policies": [Policy("own", "line", using="line.id IN (SELECT 1)", restrictive=True)]},
+        {"policies": [Policy("own", "line", using="line.id > 0", restrictive=True)]},
         {"grants": [Grant("SELECT", "invoice", to="pg_monitor")]},
     ],
-    ids=["plain", "without sub-select", "shared rows", "sub-select of its own", "more grants"],
+    ids=[
+        "plain",
+        "without sub-select",
+        "shared rows",
+        "sub-select of its own",
+        "name of its own",
+        "more grants",
+    ],
 )
 def test_what_was_created_is_what_is_expected(database: Database, options: Any) -> None:
     metadata = make_metadata(**options)

@@ -90,6 +90,12 @@ def test_a_second_time_nothing_is_done(database: Database, metadata: MetaData) -
     assert is_as_declared(database, metadata)
 
 
+def test_all_tables_without_a_transaction(database: Database, metadata: MetaData) -> None:
+    metadata.create_all(database.engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+    assert is_as_declared(database, metadata)
+
+
 def test_only_some_tables(database: Database, metadata: MetaData) -> None:
     metadata.create_all(database.owner, tables=[metadata.tables["invoice"]])
 

@@ -143,8 +143,13 @@ def test_what_is_declared_needs_a_protected_metadata(metadata: MetaData) -> None
         declared_protection(metadata)
 
 
-@pytest.mark.parametrize("role", ["PUBLIC", "public", "", "x" * 64])
-def test_the_role_is_one_role(metadata: MetaData, role: str) -> None:
+def test_something_that_is_no_metadata_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"takes a MetaData such as Base\.metadata, not 'x'"):
+        protect_metadata("x", role="app")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("role", ["PUBLIC", "public", "", None, "x" * 64])
+def test_the_role_is_one_role(metadata: MetaData, role: Any) -> None:
     with pytest.raises(AppConfigError, match=r"name the role|application's role"):
         protect_metadata(metadata, role=role)
 

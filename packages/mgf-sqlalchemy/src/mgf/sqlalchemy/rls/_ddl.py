@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ExecutableDDLElement
 from sqlalchemy.ext.compiler import compiles
 
+from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._predicates import quote_relation
 from mgf.sqlalchemy.rls._state import PUBLIC, Grant
 
@@ -48,6 +49,9 @@ class AlterRowSecurity(ExecutableDDLElement):
         schema: of the table; None is the default schema.
         enabled: ENABLE or DISABLE; None leaves it as it is.
         forced: FORCE or NO FORCE; None leaves it as it is.
+
+    Raises:
+        AppConfigError: both are None.
     """
 
     def __init__(
@@ -58,6 +62,11 @@ class AlterRowSecurity(ExecutableDDLElement):
         enabled: bool | None = True,
         forced: bool | None = True,
     ) -> None:
+        if enabled is None and forced is None:
+            raise AppConfigError(
+                f"row security of {name!r} is neither enabled nor forced nor the opposite; say "
+                "enabled= or forced="
+            )
         self.name = name
         self.schema = schema
         self.enabled = enabled

@@ -63,17 +63,21 @@ def protect_metadata(
         AppConfigError: tables say nothing about whose rows they hold (all are listed); a tenant
             column is missing, no uuid or nullable; a child table has no parent; policies clash;
             a policy or grant is for no table of the metadata; the metadata is protected already.
+        TypeError: `metadata` is none.
     """
+    if not isinstance(metadata, MetaData):
+        raise TypeError(
+            f"protect_metadata() takes a MetaData such as Base.metadata, not {metadata!r}"
+        )
     if INFO_KEY in metadata.info:
         raise AppConfigError(
             "this metadata is protected already; call protect_metadata() once, after the last "
             "model is defined"
         )
-    if role.upper() == PUBLIC:
+    if check_name("the application's role", role).upper() == PUBLIC:
         raise AppConfigError(
             f"role={role!r} is everybody; name the role that the application connects as"
         )
-    check_name("the application's role", role)
     metadata.info[INFO_KEY] = Settings(role, subselect, tuple(policies), tuple(grants))
     try:
         Plan(metadata)

@@ -314,7 +314,7 @@ def table_of(thing: Table | type[Any]) -> Table:
 
 def check_name(what: str, name: str) -> str:
     """Return a name that PostgreSQL keeps as it is, or raise AppConfigError."""
-    if not name.strip() or "\0" in name:
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise AppConfigError(f"{what} is {name!r}; give it one that is not blank")
     if len(name.encode()) > _MAX_BYTES:
         raise AppConfigError(
