@@ -183,6 +183,26 @@ def test_a_policy_that_differs_only_in_kind_or_command_differs(database: Databas
         assert [one.aspect for one in differences(database, metadata)] == ["policy"]
 
 
+@pytest.mark.parametrize(
+    ("index", "is_of_use"),
+    [
+        ("(tenant_id, id)", True),
+        ("(id, tenant_id)", False),
+        ("(tenant_id) WHERE id > 0", False),
+        ("((tenant_id::text))", False),
+        ("USING brin (tenant_id)", False),
+    ],
+)
+def test_an_index_counts_where_the_tenant_leads_it(
+    database: Database, index: str, is_of_use: bool
+) -> None:
+    metadata = make_metadata()
+    database.create(metadata)
+    database.run("DROP INDEX ix_invoice_tenant_id", f"CREATE INDEX ON invoice {index}")
+
+    assert (differences(database, metadata) == []) is is_of_use
+
+
 def test_a_missing_table_is_one_difference(database: Database) -> None:
     metadata = make_metadata()
 

@@ -29,13 +29,7 @@ from mgf.sqlalchemy.rls._protect import (
     protect_partitions,
 )
 from mgf.sqlalchemy.rls._role import ensure_app_role
-from mgf.sqlalchemy.rls._state import (
-    Grant,
-    Policy,
-    Protection,
-    TableProtection,
-    ViewProtection,
-)
+from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection, ViewProtection
 from mgf.sqlalchemy.rls._views import CreateInvokerView, invoker_view
 
 __all__ = [

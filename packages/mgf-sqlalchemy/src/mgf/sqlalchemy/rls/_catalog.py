@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row, TextClause
 
-    from mgf.sqlalchemy.rls._state import RelationName
+    from mgf.sqlalchemy.rls._names import RelationName
 
 _T = TypeVar("_T")
 

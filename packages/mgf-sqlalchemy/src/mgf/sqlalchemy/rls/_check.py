@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
+from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._predicates import quote_relation
 from mgf.sqlalchemy.rls._schemas import shorten_name
-from mgf.sqlalchemy.rls._state import PUBLIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection, Table
 
+    from mgf.sqlalchemy.rls._names import RelationName
     from mgf.sqlalchemy.rls._plan import Plan
-    from mgf.sqlalchemy.rls._state import Protection, RelationName, ViewProtection
+    from mgf.sqlalchemy.rls._state import Protection, ViewProtection
 
 
 class UnprotectedViewWarning(UserWarning):

@@ -10,8 +10,9 @@ from sqlalchemy import ExecutableDDLElement
 from sqlalchemy.ext.compiler import compiles
 
 from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._predicates import quote_relation
-from mgf.sqlalchemy.rls._state import PUBLIC, Grant
+from mgf.sqlalchemy.rls._state import Grant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

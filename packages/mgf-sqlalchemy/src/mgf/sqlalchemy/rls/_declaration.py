@@ -10,8 +10,9 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.rls._names import read_roles, relation_name, table_of
 from mgf.sqlalchemy.rls._predicates import tenant_default
-from mgf.sqlalchemy.rls._state import Policy, read_roles, relation_name, table_of
+from mgf.sqlalchemy.rls._state import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from mgf.sqlalchemy.rls._state import PUBLIC, TableProtection, ViewProtection
+from mgf.sqlalchemy.rls._names import PUBLIC
+from mgf.sqlalchemy.rls._state import TableProtection, ViewProtection
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from mgf.sqlalchemy.rls._state import Grant, Protection, RelationName
+    from mgf.sqlalchemy.rls._names import RelationName
+    from mgf.sqlalchemy.rls._state import Grant, Protection
 
 _Protected = TypeVar("_Protected", TableProtection, ViewProtection)
 

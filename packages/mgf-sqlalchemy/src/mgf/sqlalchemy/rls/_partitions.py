@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
+    from mgf.sqlalchemy.rls._names import RelationName
     from mgf.sqlalchemy.rls._plan import Plan
-    from mgf.sqlalchemy.rls._state import RelationName, TableProtection
+    from mgf.sqlalchemy.rls._state import TableProtection
 
 _CHILDREN = text(
     """

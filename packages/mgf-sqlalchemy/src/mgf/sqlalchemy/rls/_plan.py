@@ -18,15 +18,9 @@ from mgf.sqlalchemy.rls._declaration import (
     TenantTable,
     declaration_of,
 )
+from mgf.sqlalchemy.rls._names import PUBLIC, relation_name
 from mgf.sqlalchemy.rls._policies import PolicyWriter
-from mgf.sqlalchemy.rls._state import (
-    PUBLIC,
-    Grant,
-    Policy,
-    TableProtection,
-    ViewProtection,
-    relation_name,
-)
+from mgf.sqlalchemy.rls._state import Grant, Policy, TableProtection, ViewProtection
 from mgf.sqlalchemy.rls._views import tables_of, views_of
 
 if TYPE_CHECKING:
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
     from mgf.sqlalchemy.rls._declaration import Declaration, Rule
-    from mgf.sqlalchemy.rls._state import RelationName
+    from mgf.sqlalchemy.rls._names import RelationName
     from mgf.sqlalchemy.rls._views import View
 
 _READ = ("SELECT",)

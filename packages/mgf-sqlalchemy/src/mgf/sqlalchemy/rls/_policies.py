@@ -10,8 +10,9 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._columns import tenant_column
 from mgf.sqlalchemy.rls._declaration import ChildTable, SharedRows, TenantTable, declaration_of
 from mgf.sqlalchemy.rls._keys import keys_to_parents
+from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._predicates import quote_column, quote_relation, tenant_predicate
-from mgf.sqlalchemy.rls._state import PUBLIC, Policy
+from mgf.sqlalchemy.rls._state import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ForeignKeyConstraint, Table
 
     from mgf.sqlalchemy.rls._declaration import Rule
-    from mgf.sqlalchemy.rls._state import RelationName
+    from mgf.sqlalchemy.rls._names import RelationName
 
 # The policy that lets the application's role in, and the one that no other policy can open: a
 # row has to pass one permissive and every restrictive policy.

@@ -13,7 +13,7 @@ from mgf.sqlalchemy._binding import SETTING
 if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
-    from mgf.sqlalchemy.rls._state import RelationName
+    from mgf.sqlalchemy.rls._names import RelationName
 
 # The tenant in force, or NULL: once the setting was used in a session it is empty, not NULL.
 _CURRENT_TENANT = f"NULLIF(current_setting('{SETTING}', true), '')::uuid"

@@ -12,11 +12,12 @@ from mgf.sqlalchemy.rls._check import refuse_unfit, warn_of_views
 from mgf.sqlalchemy.rls._ddl import DropPolicy, GrantPrivileges, grant_only, protect_table
 from mgf.sqlalchemy.rls._declaration import INFO_KEY
 from mgf.sqlalchemy.rls._grants import missing_grants
+from mgf.sqlalchemy.rls._names import PUBLIC, check_name
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan, Settings
 from mgf.sqlalchemy.rls._role import check_roles
 from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map
-from mgf.sqlalchemy.rls._state import PUBLIC, Protection, check_name
+from mgf.sqlalchemy.rls._state import Protection
 from mgf.sqlalchemy.rls._views import CreateInvokerView, DropInvokerView, missing_views, views_over
 
 if TYPE_CHECKING:

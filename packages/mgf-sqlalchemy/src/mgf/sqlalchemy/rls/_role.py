@@ -14,9 +14,10 @@ from mgf.common.exceptions import AppConfigError, OperationError
 from mgf.sqlalchemy.errors import sqlstate
 from mgf.sqlalchemy.rls._ddl import GrantPrivileges
 from mgf.sqlalchemy.rls._grants import repair_grants
+from mgf.sqlalchemy.rls._names import PUBLIC, check_name
 from mgf.sqlalchemy.rls._password import scram_verifier
 from mgf.sqlalchemy.rls._scratch import is_autocommit
-from mgf.sqlalchemy.rls._state import PUBLIC, Grant, check_name
+from mgf.sqlalchemy.rls._state import Grant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mgf.sqlalchemy.rls._state import RelationName, TableProtection, ViewProtection
+    from mgf.sqlalchemy.rls._names import RelationName
+    from mgf.sqlalchemy.rls._state import TableProtection, ViewProtection
 
 
 def schema_map(connection: object) -> Mapping[str | None, str | None]:

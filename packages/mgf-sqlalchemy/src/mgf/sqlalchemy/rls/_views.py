@@ -12,8 +12,8 @@ from sqlalchemy.sql import visitors
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._ddl import quoted_relation
+from mgf.sqlalchemy.rls._names import check_name
 from mgf.sqlalchemy.rls._schemas import effective_schema
-from mgf.sqlalchemy.rls._state import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
