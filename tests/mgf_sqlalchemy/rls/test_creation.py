@@ -21,6 +21,7 @@ from mgf.sqlalchemy.rls import (
     child_table,
     compare_protection,
     declared_protection,
+    ensure_app_role,
     expected_protection,
     protect_metadata,
     protect_partitions,
@@ -177,6 +178,9 @@ def test_columns_with_numbers_of_their_own(database: Database) -> None:
     tenant_table()(Table("by_serial", metadata, key(), tenant_id()))
     named = Column("id", Integer, sa.Sequence("numbers"), primary_key=True)
     tenant_table()(Table("by_sequence", metadata, named, tenant_id()))
+    # On PostgreSQL SQLAlchemy makes it a SERIAL.
+    optional = Column("id", Integer, sa.Sequence("unused", optional=True), primary_key=True)
+    tenant_table()(Table("by_optional_sequence", metadata, optional, tenant_id()))
     default = sa.Sequence("others", metadata=metadata).next_value()
     by_default = Column("id", Integer, server_default=default, primary_key=True)
     tenant_table()(Table("by_default", metadata, by_default, tenant_id()))
@@ -225,6 +229,19 @@ def test_a_shared_table_may_be_writable(database: Database) -> None:
 
     assert is_as_declared(database, metadata)
     assert database.ask("SELECT has_table_privilege('app', 'country', 'INSERT')")
+
+
+def test_a_role_whose_name_needs_quotes(database: Database) -> None:
+    name = f"App's % {uuid4().hex}"
+    ensure_app_role(database.owner, name)
+    metadata = MetaData(schema="billing")
+    tenant_table()(Table("invoice", metadata, key(), tenant_id()))
+    protect_metadata(metadata, role=name)
+    database.run("CREATE SCHEMA billing")
+    database.create(metadata)
+
+    assert is_as_declared(database, metadata)
+    database.run(f'DROP OWNED BY "{name}"', f'DROP ROLE "{name}"')
 
 
 def test_the_role_may_use_the_schema(database: Database) -> None:
@@ -472,9 +489,19 @@ class TestPartitions:
 
         assert is_as_declared(database, metadata)
 
-    def test_get_it_anew_where_it_was_changed(self, database: Database, metadata: MetaData) -> None:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "DROP POLICY tenant_floor ON event_1",
+            "GRANT SELECT ON event_1 TO app",
+            "ALTER TABLE event_1 NO FORCE ROW LEVEL SECURITY",
+        ],
+    )
+    def test_get_it_anew_where_it_was_changed(
+        self, database: Database, metadata: MetaData, change: str
+    ) -> None:
         database.create(metadata)
-        database.run("DROP POLICY tenant_floor ON event_1", "GRANT SELECT ON event_1 TO app")
+        database.run(change)
 
         protect_partitions(database.owner, metadata)
         database.owner.commit()

@@ -335,6 +335,26 @@ async def test_a_child_is_held_without_the_policies_of_its_parent(own_world: Dat
         assert list(await session.scalars(sa.select(Detail.note))) == ["a"]
 
 
+async def test_a_column_of_the_parent_that_no_model_knows_is_not_taken_for_the_child_s(
+    database: Database,
+) -> None:
+    """In PostgreSQL the innermost table with a column of that name wins."""
+    database.run(
+        "CREATE TABLE invoice (id int PRIMARY KEY, tenant_id uuid, note text, invoice_id int)",
+        "ALTER TABLE invoice ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "GRANT SELECT ON invoice TO app",
+    )
+    database.create(Base.metadata)
+    database.run(
+        f"INSERT INTO invoice VALUES (1, '{A}', 'a', 1), (2, '{B}', 'b', 2)",
+        "INSERT INTO line VALUES (1, 1, 'a'), (2, 2, 'b')",
+        "ALTER TABLE invoice DISABLE ROW LEVEL SECURITY",
+    )
+
+    async with database.scope(A, "line") as session:
+        assert list(await session.scalars(sa.select(Line.note))) == ["a"]
+
+
 async def test_sharing_rows_needs_the_wider_floor(own_world: Database) -> None:
     """A permissive policy alone is vetoed, so that nobody shares by accident."""
     own_world.run("CREATE POLICY public_invoices ON invoice FOR SELECT TO app USING (true)")

@@ -10,6 +10,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
 from mgf.sqlalchemy.rls._ddl import GrantPrivileges, RevokePrivileges
 from mgf.sqlalchemy.rls._difference import compare_protection
+from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan
 from mgf.sqlalchemy.rls._schemas import schema_map, shorten_name, shorten_table, shorten_view
@@ -40,7 +41,8 @@ def missing_grants(
     default = connection.dialect.default_schema_name
     for grant in plan.grants(tables, default_schema=default) if tables else ():
         if grant.kind == "SCHEMA":
-            parameters = {"schemas": [grant.on], "role": grant.to.lower()}
+            role = "public" if grant.to == PUBLIC else grant.to
+            parameters = {"schemas": [grant.on], "role": role}
             if connection.execute(_USABLE_SCHEMAS, parameters).scalar() is not None:
                 continue
         yield grant

@@ -102,11 +102,11 @@ class PolicyWriter:
                 f"child_table {below[-1].fullname!r} and its parent {parent.fullname!r} have the "
                 "same name, so that no policy can tell them apart; give it a tenant column"
             )
-        inner = {column.name for column in parent.columns}
-        is_nested = len(below) > 1
+        # Always with the table's name: alone, it could be a column of the parent in the database
+        # that no model knows. A policy's own table has no schema there.
+        child = own if len(below) > 1 else (None, own[1])
         conditions = [
-            f"{quote_column(one.column.name, where)} = "
-            + quote_column(one.parent.name, own if is_nested or one.parent.name in inner else None)
+            f"{quote_column(one.column.name, where)} = {quote_column(one.parent.name, child)}"
             for one in key.elements
         ]
         conditions += self._conditions(parent, where, below)

@@ -210,7 +210,10 @@ def _protect_partitions(connection: Connection, plan: Plan, tables: Collection[T
 
 def _is_like(before: TableProtection, wanted: TableProtection) -> bool:
     names = [[policy.name for policy in one.policies] for one in (before, wanted)]
-    return before.enabled and before.forced and names[0] == names[1]
+    granted = {PUBLIC, *(one.to for one in wanted.grants)}.intersection(
+        one.to for one in before.grants
+    )
+    return before.enabled and before.forced and names[0] == names[1] and not granted
 
 
 def _plan(metadata: MetaData, connection: object) -> Plan:
