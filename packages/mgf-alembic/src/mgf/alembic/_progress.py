@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
     from contextlib import AbstractContextManager
 
 logger = logging.getLogger("mgf.alembic")
@@ -21,9 +21,14 @@ _TICK = 1.0
 
 
 class Progress:
-    """Counts the steps of a run, over all of its tries."""
+    """Counts the steps of a run, over all of its tries.
+
+    Attributes:
+        heads: the revisions of the database after the last step, or None before the first.
+    """
 
     def __init__(self) -> None:
+        self.heads: Collection[str] | None = None
         self._steps: Sequence[str] = ()
         self._done = 0
         self._started = time.monotonic()
@@ -43,10 +48,10 @@ class Progress:
 
     def is_continued_by(self, steps: Sequence[str]) -> bool:
         """Say whether these steps are what was left to do, and not a longer way."""
-        rest = self._steps[len(self._steps) - len(steps) :]
-        return not self._steps or list(steps) == list(rest)
+        return list(steps) == list(self._steps[len(self._steps) - len(steps) :])
 
-    def end_step(self, **_: Any) -> None:
+    def end_step(self, heads: Collection[str], **_: Any) -> None:
+        self.heads = heads
         self._done += 1
         self._show.end_step()
 

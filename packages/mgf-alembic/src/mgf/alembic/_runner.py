@@ -17,7 +17,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from sqlalchemy import Connection
 
@@ -53,7 +53,9 @@ def run(dialect: str, options: Mapping[str, Any], progress: Progress | None = No
             context.run_migrations()
         return
     context.configure(**_with_callbacks(settings, progress.end_step))
-    with progress.over(_remaining_steps()), context.begin_transaction():
+    migrations = context.get_context()
+    steps = _steps_from(() if migrations.purge else migrations.get_current_heads())
+    with progress.over(steps), context.begin_transaction():
         context.run_migrations()
 
 
@@ -92,26 +94,26 @@ def _run_with_retries(connection: Connection, options: Mapping[str, Any], limits
             try:
                 return run("postgresql", options, progress)
             except Exception as error:
-                if not transactions.may_retry(error) or not _is_rest_left(connection, progress):
+                if not transactions.may_retry(error) or not _does_rest(progress):
                     raise
                 logger.warning(
                     "a migration got no lock in time (%s), the next try follows in %.1f s",
                     sqlstate(error),
                     seconds,
                 )
+            connection.rollback()
             pause(connection, seconds)
         return run("postgresql", options, progress)
 
 
-def _is_rest_left(connection: Connection, progress: Progress) -> bool:
+def _does_rest(progress: Progress) -> bool:
     """Say whether another try would do what is left, and not more, as with "+2" after one step."""
-    connection.rollback()
+    if progress.heads is None:
+        return True
     try:
-        return progress.is_continued_by(_remaining_steps())
+        return progress.is_continued_by(_steps_from(progress.heads))
     except CommandError:
         return False
-    finally:
-        connection.rollback()
 
 
 def _changes_revisions() -> bool:
@@ -125,11 +127,10 @@ def _changes_revisions() -> bool:
     return True
 
 
-def _remaining_steps() -> list[str]:
+def _steps_from(heads: Collection[str]) -> list[str]:
     """Ask the command's function, which EnvironmentContext documents, for its steps in advance."""
     migrations = context.get_context()
-    heads = () if migrations.purge else migrations.get_current_heads()
-    return [str(step) for step in migrations.opts["fn"](heads, migrations)]
+    return [str(step) for step in migrations.opts["fn"](tuple(heads), migrations)]
 
 
 def _with_callbacks(options: Mapping[str, Any], callback: Callable[..., None]) -> dict[str, Any]:
