@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ class Progress:
         self._show.end_step()
 
     def _describe(self) -> str:
-        seconds, count = time.monotonic() - self._started, len(self._steps)
-        if self._done == count:
+        seconds = time.monotonic() - self._started
+        done, count = self._done, len(self._steps)  # another thread asks
+        if done == count:
             return f"all {count} steps done, {seconds:.1f} s"
-        return f"step {self._done + 1} of {count}, {seconds:.1f} s: {self._steps[self._done]}"
+        return f"step {done + 1} of {count}, {seconds:.1f} s: {self._steps[done]}"
 
 
 class _Show(Protocol):
@@ -103,26 +104,26 @@ class _Line:
             self._ended.set()
             thread.join()
             if self._was_long:
-                self._write(self._describe())
-                self._terminal.write("\n")
-                self._terminal.flush()
+                self._write(self._describe(), end="\n")
 
     def end_step(self) -> None:
         """Make place for what others log between two steps."""
-        self._write("")
+        if self._width:
+            self._write("", end="\r")
 
     def _tick(self) -> None:
         while not self._ended.wait(_TICK):
             self._was_long = True
             self._write(self._describe())
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, end: str = "") -> None:
         line = line[: _columns(self._terminal) - 1]
         # Blanks over the rest of the last one: escape sequences are not known everywhere.
-        blank = " " * (self._width - len(line))
-        self._terminal.write(f"\r{line}{blank}" if line else f"\r{blank}\r")
-        self._terminal.flush()
+        blanks = " " * (self._width - len(line))
         self._width = len(line)
+        with suppress(OSError, ValueError):  # a terminal that is gone stops no migration
+            self._terminal.write(f"\r{line}{blanks}{end}")
+            self._terminal.flush()
 
 
 def _is_watched() -> bool:
