@@ -18,9 +18,12 @@ import pytest
 from app import create_app
 from architecture.workspace import ROOT, clean_environment
 from database import prepare, run_sql
+from models import Base
+from sqlalchemy import create_engine
 from tour import report, serving, take_tour
 
 from harness.servers import new_database
+from mgf.sqlalchemy.rls import compare_protection, expected_protection, read_protection
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -31,7 +34,8 @@ TOUR = ROOT / "docs/examples/invoices/tour.py"
 ADDRESS = re.compile(r"127\.0\.0\.1:(\d+)")
 # The tour makes a role, which belongs to a whole server: it takes one of its own, not this.
 OTHER_SERVER = {"MGF_TEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
-POLICY = "POLICY tenant_isolation ON invoice"
+EVERYTHING = "POLICY everything ON invoice"
+FLOOR = "POLICY tenant_floor ON invoice"
 
 
 @pytest.fixture
@@ -54,8 +58,15 @@ def test_an_intact_policy_passes(owner: URL, app: URL) -> None:
     assert leaks_of(owner, app) == ""
 
 
+def test_another_policy_beside_the_floor_leaks_nothing(owner: URL, app: URL) -> None:
+    run_sql(owner, f"CREATE {EVERYTHING} FOR SELECT USING (true)")
+
+    assert leaks_of(owner, app) == ""
+
+
 def test_a_policy_that_shows_everything_is_a_leak(owner: URL, app: URL) -> None:
-    run_sql(owner, "CREATE POLICY everything ON invoice FOR SELECT USING (true)")
+    run_sql(owner, f"DROP {FLOOR}")
+    run_sql(owner, f"CREATE {EVERYTHING} FOR SELECT USING (true)")
 
     leaks = leaks_of(owner, app)
 
@@ -66,7 +77,8 @@ def test_a_policy_that_shows_everything_is_a_leak(owner: URL, app: URL) -> None:
 
 
 def test_a_policy_that_lets_everything_be_written_is_a_leak(owner: URL, app: URL) -> None:
-    run_sql(owner, "CREATE POLICY everything ON invoice USING (true)")
+    run_sql(owner, f"DROP {FLOOR}")
+    run_sql(owner, f"CREATE {EVERYTHING} USING (true)")
 
     leaks = leaks_of(owner, app)
 
@@ -86,7 +98,7 @@ def test_row_security_switched_off_is_a_leak(owner: URL, app: URL) -> None:
 
 def test_a_dropped_policy_is_reported_too(owner: URL, app: URL) -> None:
     """PostgreSQL then lets nobody see anything, which is not what the tour expects either."""
-    run_sql(owner, f"DROP {POLICY}")
+    run_sql(owner, "DROP POLICY tenant_isolation ON invoice")
 
     assert "Acme, own rows, insert, for Ann: 403" in leaks_of(owner, app)
 
@@ -99,6 +111,16 @@ def test_a_leak_ends_with_exit_code_1_and_says_so(capsys: pytest.CaptureFixture[
     assert report(["Acme read Bolt's"]) == 1
     assert capsys.readouterr().out == "\nLEAK:\n  Acme read Bolt's\n"
     assert report([]) == 0
+
+
+def test_the_protection_of_the_models_is_what_the_migrations_make(owner: URL, app: URL) -> None:
+    engine = create_engine(owner.set(drivername="postgresql+psycopg"))
+    with engine.connect() as connection:
+        expected = expected_protection(connection, Base.metadata)
+        there = read_protection(connection)
+    engine.dispose()
+
+    assert list(compare_protection(expected, there)) == []
 
 
 def test_the_models_are_what_the_migrations_make(owner: URL, app: URL) -> None:

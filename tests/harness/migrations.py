@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from alembic.config import Config
 from sqlalchemy import URL, NullPool, create_engine, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 ALEMBIC = str(Path(sys.executable).with_name("alembic"))
 
@@ -134,6 +135,24 @@ class Project:
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
+    @contextmanager
+    def started(
+        self, *words: str, database_url: str | URL, stderr: int = subprocess.PIPE
+    ) -> Generator[subprocess.Popen[str]]:
+        """Start the command, and kill it in the end if it still runs."""
+        with subprocess.Popen(
+            [ALEMBIC, *words],
+            cwd=self.folder,
+            env=environment(database_url),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
 
 def rows(url: URL, sql: str) -> list[Any]:
     """Return the first column of a query, by a synchronous driver and a connection of its own."""
@@ -142,6 +161,14 @@ def rows(url: URL, sql: str) -> list[Any]:
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         return list(connection.scalars(text(sql)))
+
+
+def wait_for(database: URL, sql: str) -> None:
+    """Wait until a query has a row."""
+    deadline = time.monotonic() + 30
+    while not rows(database, sql):
+        assert time.monotonic() < deadline, f"nothing in 30 s: {sql}"
+        time.sleep(0.05)
 
 
 def open_connections(database: URL) -> list[Any]:

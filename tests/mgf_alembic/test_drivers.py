@@ -203,11 +203,11 @@ def test_the_url_carries_settings_of_the_server(
     project.add(PROBE)
 
     project.upgrade(
-        f"{text_of(database.set(drivername=driver))}?options=-c%20lock_timeout%3D5s",
-        probe=lambda: found.append(op.get_bind().exec_driver_sql("SHOW lock_timeout").scalar()),
+        f"{text_of(database.set(drivername=driver))}?options=-c%20work_mem%3D5MB",
+        probe=lambda: found.append(op.get_bind().exec_driver_sql("SHOW work_mem").scalar()),
     )
 
-    assert found == ["5s"]
+    assert found == ["5MB"]
 
 
 @every_driver

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
+from models import ROLE
 from sqlalchemy import NullPool, text
 
 from mgf.sqlalchemy import create_engine
+from mgf.sqlalchemy.rls import ensure_app_role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import URL, Row
-
-ROLE = "invoices_app"
 
 WHO_AM_I = """
     SELECT rolname, rolsuper, rolbypassrls, relowner = pg_roles.oid AS owns,
@@ -33,13 +33,19 @@ def prepare(owner: URL, password: str) -> URL:
 
     Args:
         owner: a superuser's URL.
-        password: what the role shall log in with; letters and digits.
+        password: what the role shall log in with.
     """
     config = Config(Path(__file__).with_name("alembic.ini"))
     config.attributes["database_url"] = owner
     command.upgrade(config, "head")
-    run_sql(owner, f"ALTER ROLE {ROLE} PASSWORD '{password}'")
+    asyncio.run(_set_password(owner, password))
     return owner.set(username=ROLE, password=password)
+
+
+async def _set_password(owner: URL, password: str) -> None:
+    engine = create_engine(owner, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(ensure_app_role, ROLE, password=password)
 
 
 def run_sql(url: URL, sql: str) -> Sequence[Row[Any]]:

@@ -1,7 +1,8 @@
-"""Alembic for applications on mgf.sqlalchemy: a whole ``env.py`` in one call."""
+"""Alembic for applications on mgf.sqlalchemy: a whole ``env.py`` in one call, and its commands."""
 
 from __future__ import annotations
 
+from mgf.alembic._commands import current, downgrade, is_at_head, upgrade
 from mgf.alembic._env import configure_env
 
-__all__ = ["configure_env"]
+__all__ = ["configure_env", "current", "downgrade", "is_at_head", "upgrade"]

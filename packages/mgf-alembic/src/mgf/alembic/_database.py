@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import sqlalchemy
 from sqlalchemy import URL, NullPool, event, make_url
@@ -13,7 +14,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import create_engine
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -74,8 +75,22 @@ def create_migration_engine(database_url: str | URL | None) -> Engine | AsyncEng
         raise AppConfigError(
             f"the driver of {url.drivername}:// cannot be imported ({error}); install it"
         ) from None
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _parameter_error(url, error) from None
     _leave_foreign_keys_off(engine)
     return engine
+
+
+def connect(engine: Engine) -> Connection:
+    """Connect with a synchronous driver.
+
+    Raises:
+        AppConfigError: the driver does not take a parameter of the URL.
+    """
+    try:
+        return engine.connect()
+    except (TypeError, ValueError) as error:
+        raise _parameter_error(engine.url, error) from None
 
 
 def _require(database_url: str | URL | None) -> str | URL:
@@ -97,6 +112,16 @@ def _require(database_url: str | URL | None) -> str | URL:
     return text
 
 
+def _parameter_error(url: URL, error: Exception) -> AppConfigError:
+    # What looks like a parameter may be the rest of a password that was not percent-encoded.
+    query = urlencode(url.query, doseq=True, safe="@")
+    reason = "" if "@" in query or "passw" in query else f": {error}"
+    return AppConfigError(
+        f"the driver of {url.drivername}:// does not take the parameters of the database URL"
+        f"{reason}; check what stands behind its '?'"
+    )
+
+
 def _is_async(dialect: URL) -> bool:
     if dialect.drivername in _ASYNC_BY_DEFAULT:
         return True
@@ -111,10 +136,21 @@ def _parse(given: str | URL) -> URL:
         url = make_url(given)
     except (ArgumentError, ValueError):  # the latter for the port, and quotes it
         raise AppConfigError(_MALFORMED) from None
-    if url.username is not None and given.count("@") > 1:
-        # SQLAlchemy takes what follows the first one for the host, and drivers quote that.
+    if url.username is not None and _holds_more_password(given.partition("@")[2], url.database):
         raise AppConfigError(_MALFORMED)
     return url
+
+
+def _holds_more_password(rest: str, database: str | None) -> bool:
+    """Say whether an "@" follows the first one, which SQLAlchemy takes for the password's end.
+
+    Drivers quote what they take for a host. In the value of a parameter an "@" may stand.
+    """
+    place, _, query = rest.partition("?")
+    if "@" in place or "@" not in query:
+        return "@" in place
+    names = [item.partition("=")[0] for item in query.split("&")]
+    return not database or "=" not in query or not all(re.fullmatch(r"\w+", n) for n in names)
 
 
 def _leave_foreign_keys_off(engine: Engine) -> None:

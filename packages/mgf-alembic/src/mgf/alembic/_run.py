@@ -1,4 +1,4 @@
-"""Run a coroutine from synchronous code, whatever this thread's event loop does."""
+"""Cross over from synchronous code to coroutines, and from a coroutine to synchronous code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import asyncio
 import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mgf.alembic._stop import Stop, current_stop, stop_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
+
+# Seconds between two requests to stop: a synchronous driver may miss one between two statements.
+_ASK_AGAIN = 0.5
 
 
 def run_coroutine(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -28,9 +36,40 @@ def run_coroutine(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             result.result()
         except BaseException:
-            with suppress(RuntimeError):  # the loop is closed: main() has raised this itself
-                loop.call_soon_threadsafe(_cancel_all, loop)
+            _cancel(loop)
             raise
+
+
+async def run_in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread of its own, with a copy of the context variables.
+
+    Cancelled meanwhile, it stops what runs there, waits until that has cleaned up, and lets no
+    further cancellation come between.
+    """
+    stop = Stop()
+    context = contextvars.copy_context()
+    context.run(stop_of_run.set, stop)
+    # The second thread asks for stops, since a driver may connect for it.
+    with ThreadPoolExecutor(2, thread_name_prefix="mgf-alembic") as executor:
+        thread = executor.submit(context.run, function)
+        try:
+            return await _result(asyncio.wrap_future(thread), partial(executor.submit, stop.ask))
+        finally:
+            if not thread.done():  # this coroutine was given up, by a loop that ended
+                stop.ask()
+
+
+async def _result(future: asyncio.Future[T], stop: Callable[[], object]) -> T:
+    try:
+        await asyncio.wait([future])
+    except asyncio.CancelledError:
+        while not future.done():
+            stop()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([future], timeout=_ASK_AGAIN)
+        future.exception()  # it was stopped, and how it ended tells nothing
+        raise
+    return future.result()
 
 
 def _is_loop_running() -> bool:
@@ -43,10 +82,19 @@ def _is_loop_running() -> bool:
 
 def _run(loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # asyncio.run() would unset the loop that this thread holds for asyncio.get_event_loop().
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with (
+        asyncio.Runner(loop_factory=lambda: loop) as runner,
+        current_stop().interrupting(partial(_cancel, loop)),
+    ):
         runner.run(main())
+
+
+def _cancel(loop: asyncio.AbstractEventLoop) -> None:
+    with suppress(RuntimeError):  # it is closed: main() has ended
+        loop.call_soon_threadsafe(_cancel_all, loop)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
-        task.cancel()
+        if not task.cancelling():  # once, since a second time it would interrupt the cleaning up
+            task.cancel()

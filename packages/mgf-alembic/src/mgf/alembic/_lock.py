@@ -1,0 +1,142 @@
+"""One migrator at a time: a lock of PostgreSQL, held by a connection of its own.
+
+Waiting inside PostgreSQL, in ``pg_advisory_lock()``, would be a transaction that CREATE INDEX
+CONCURRENTLY of the one who migrates waits for in its turn, and a lock on the migration connection
+would leave a transaction open there. So this asks again and again, outside any transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import socket
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from mgf.alembic._stop import pause
+from mgf.alembic.errors import MigrationLockError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from sqlalchemy import Connection
+
+logger = logging.getLogger("mgf.alembic")
+
+# Seconds. Between them many waiters spread out, and one more statement a second harms nobody.
+_POLL = (0.1, 0.5)
+_REMIND = 10.0
+
+# Lets the connection rest: servers may end idle sessions, networks forget them (keepalives every
+# minute, of which a socket knows none), and whoever waits reads the name.
+_SETTINGS = text("""
+    SELECT set_config(name, value, false)
+    FROM pg_settings JOIN (VALUES
+        ('application_name', CAST(:application_name AS text)),
+        ('idle_session_timeout', '0'),
+        ('tcp_keepalives_idle', '60')
+    ) AS wanted (name, value) USING (name)
+    WHERE name <> 'application_name' OR setting = ''
+""")
+# How PostgreSQL shows the lock of one bigint: https://www.postgresql.org/docs/current/view-pg-locks.html
+_HOLDERS = """
+    FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND classid = {0} AND objid = {1}
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+class MigratorLock:
+    """The lock of one version table, for as long as its connection lives.
+
+    Args:
+        connection: in AUTOCOMMIT, used for nothing else.
+        version_table: the name, with its schema if that was given.
+    """
+
+    def __init__(self, connection: Connection, version_table: str) -> None:
+        self._connection = connection
+        self._table = version_table
+        database = connection.scalar(text("SELECT current_database()"))
+        # Every process has to find the same number, so this may never change.
+        digest = hashlib.blake2b(f"{database}\0{version_table}".encode(), digest_size=8).digest()
+        self._key = int.from_bytes(digest, signed=True)
+        number = int.from_bytes(digest)
+        self._holders = _HOLDERS.format(number >> 32, number & 0xFFFFFFFF)
+
+    def acquire(self, timeout: float) -> None:
+        """Wait until nobody else holds the lock.
+
+        Raises:
+            MigrationLockError: somebody else still did after so many seconds.
+        """
+        started = time.monotonic()
+        remind = 0.0
+        while not self._scalar(f"SELECT pg_try_advisory_lock({self._key})"):
+            waited = time.monotonic() - started
+            if waited >= timeout:
+                raise MigrationLockError(
+                    f"{self._holder()} still migrates (table {self._table!r}) after "
+                    f"migrator_timeout={timeout} s; wait longer, or look what keeps it: "
+                    "pg_stat_activity and pg_blocking_pids(pid) tell"
+                )
+            if waited >= remind:
+                level = logging.WARNING if remind else logging.INFO
+                logger.log(level, "waiting for %s, which migrates: %.0f s", self._holder(), waited)
+                remind += _REMIND
+            # Spreads load, hides nothing.
+            pause(self._connection, min(random.uniform(*_POLL), timeout - waited))  # noqa: S311
+
+    def verify(self, **_: Any) -> None:
+        """Make sure that the lock is still held, before a step commits.
+
+        Raises:
+            MigrationLockError: the connection was lost, and the lock with it.
+        """
+        cause: DBAPIError | None = None
+        try:
+            if self._scalar(f"SELECT count(*) {self._holders} AND pid = pg_backend_pid()"):
+                return
+        except DBAPIError as error:
+            cause = error
+        raise MigrationLockError(
+            "the connection that held the lock against other migrators was lost, so this step was "
+            "rolled back; run the command again, on a direct connection: a pooler in transaction "
+            "mode gives every statement to another server process"
+        ) from cause
+
+    def release(self) -> None:
+        self._scalar(f"SELECT pg_advisory_unlock({self._key})")
+
+    def _holder(self) -> str:
+        row = self._connection.exec_driver_sql(
+            f"SELECT pid, application_name, client_addr {self._holders}"
+        ).first()
+        if row is None:  # it has just let go
+            return "another process"
+        place = f" from {row.client_addr}" if row.client_addr else ""
+        return f"server process {row.pid} ({row.application_name or 'unnamed'}{place})"
+
+    def _scalar(self, statement: str) -> object:
+        return self._connection.exec_driver_sql(statement).scalar()
+
+
+@contextmanager
+def hold_lock(
+    connection: Connection, version_table: str, timeout: float
+) -> Generator[MigratorLock]:
+    """Keep other migrators of this version table off, waiting so many seconds for them first."""
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    name = f"mgf-alembic on {socket.gethostname()}"
+    connection.execute(_SETTINGS, {"application_name": name})
+    lock = MigratorLock(connection, version_table)
+    lock.acquire(timeout)
+    yield lock
+    # After an error the end of the connection does it, of which the server needs no answer.
+    lock.release()

@@ -1,0 +1,68 @@
+"""Tenant isolation declared on the models: who may see which rows, in PostgreSQL itself."""
+
+from __future__ import annotations
+
+from mgf.sqlalchemy.rls._canonical import deparse, expected_protection
+from mgf.sqlalchemy.rls._catalog import read_protection
+from mgf.sqlalchemy.rls._check import UnprotectedViewWarning
+from mgf.sqlalchemy.rls._ddl import (
+    AlterRowSecurity,
+    CreatePolicy,
+    DropPolicy,
+    GrantPrivileges,
+    RevokePrivileges,
+    protect_table,
+)
+from mgf.sqlalchemy.rls._declaration import (
+    TenantMixin,
+    child_table,
+    share_rows,
+    shared_table,
+    tenant_table,
+)
+from mgf.sqlalchemy.rls._difference import Difference, compare_protection
+from mgf.sqlalchemy.rls._keys import tenant_foreign_key, tenant_unique
+from mgf.sqlalchemy.rls._predicates import tenant_default, tenant_predicate
+from mgf.sqlalchemy.rls._protect import (
+    declared_protection,
+    protect_metadata,
+    protect_partitions,
+)
+from mgf.sqlalchemy.rls._role import ensure_app_role
+from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection, ViewProtection
+from mgf.sqlalchemy.rls._views import CreateInvokerView, invoker_view
+
+__all__ = [
+    "AlterRowSecurity",
+    "CreateInvokerView",
+    "CreatePolicy",
+    "Difference",
+    "DropPolicy",
+    "Grant",
+    "GrantPrivileges",
+    "Policy",
+    "Protection",
+    "RevokePrivileges",
+    "TableProtection",
+    "TenantMixin",
+    "UnprotectedViewWarning",
+    "ViewProtection",
+    "child_table",
+    "compare_protection",
+    "declared_protection",
+    "deparse",
+    "ensure_app_role",
+    "expected_protection",
+    "invoker_view",
+    "protect_metadata",
+    "protect_partitions",
+    "protect_table",
+    "read_protection",
+    "share_rows",
+    "shared_table",
+    "tenant_default",
+    "tenant_foreign_key",
+    "tenant_predicate",
+    "tenant_table",
+    "tenant_unique",
+]

@@ -1,0 +1,98 @@
+"""Compare what is being created with what is there, where creating tables would not show it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.rls._catalog import Reader
+from mgf.sqlalchemy.rls._names import PUBLIC
+from mgf.sqlalchemy.rls._predicates import quote_relation
+from mgf.sqlalchemy.rls._schemas import shorten_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Connection, Table
+
+    from mgf.sqlalchemy.rls._names import RelationName
+    from mgf.sqlalchemy.rls._plan import Plan
+    from mgf.sqlalchemy.rls._state import Protection, ViewProtection
+
+
+class UnprotectedViewWarning(UserWarning):
+    """A view shows rows of protected tables whose policies do not hold."""
+
+
+def refuse_unfit(connection: Connection, plan: Plan) -> None:
+    """Make sure that what is there of the tables of a metadata can be left as it is.
+
+    Raises:
+        AppConfigError: one is a view, or some are not protected (all of them are listed);
+            ``create_all`` changes nothing that is there.
+    """
+    there = _read(connection, plan)
+    places = _places(connection, plan, plan.tables)
+    for view in there.views:
+        if view.key in places:
+            raise AppConfigError(
+                f"{quote_relation(view.key)} is declared as a table, but is a view in the "
+                "database, which has no row-level security of its own; declare it with "
+                "invoker_view()"
+            )
+    protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
+    bare = [
+        quote_relation(one.key)
+        for one in there.tables
+        if one.key in protected and not (one.enabled and one.forced)
+    ]
+    if bare:
+        raise AppConfigError(
+            f"{', '.join(bare)}: there already, without row-level security, and create_all() "
+            "changes no table that is there; protect them by a migration"
+        )
+
+
+def warn_of_views(connection: Connection, plan: Plan) -> None:
+    """Warn of views that show protected tables' rows to the application's role.
+
+    Warns:
+        UnprotectedViewWarning: a view's owner's rights count instead of the role's.
+    """
+    protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
+    for view in _open_views(_read(connection, plan), protected):
+        if {plan.settings.role, PUBLIC}.intersection(grant.to for grant in view.grants):
+            warnings.warn(_warning(view), UnprotectedViewWarning, stacklevel=2)
+
+
+def _open_views(there: Protection, protected: Iterable[RelationName]) -> Iterator[ViewProtection]:
+    """Yield the views that read protected tables, by others or not, with their owners' rights."""
+    concerned = set(protected)
+    todo = list(there.views)
+    while found := [view for view in todo if concerned.intersection(view.reads)]:
+        concerned.update(view.key for view in found)
+        todo = [view for view in todo if view not in found]
+        yield from (view for view in found if not view.security_invoker)
+
+
+def _warning(view: ViewProtection) -> str:
+    name = quote_relation(view.key)
+    if view.materialized:
+        return (
+            f"materialized view {name} holds rows of protected tables, which no policy can "
+            f"protect there: REVOKE ALL ON {name} from the application's role and PUBLIC"
+        )
+    return (
+        f"view {name} shows rows of protected tables with its owner's rights, whom policies may "
+        f"not hold: ALTER VIEW {name} SET (security_invoker = true)"
+    )
+
+
+def _read(connection: Connection, plan: Plan) -> Protection:
+    return Reader(connection, {plan.place(table)[0] for table in plan.tables}).read()
+
+
+def _places(connection: Connection, plan: Plan, tables: Iterable[Table]) -> set[RelationName]:
+    default = connection.dialect.default_schema_name
+    return {shorten_name(plan.place(table), default) for table in tables}

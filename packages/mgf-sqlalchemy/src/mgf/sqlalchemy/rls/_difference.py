@@ -1,0 +1,114 @@
+"""Where the protection that is there differs from the one that is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from mgf.sqlalchemy.rls._names import PUBLIC
+from mgf.sqlalchemy.rls._state import TableProtection, ViewProtection
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from mgf.sqlalchemy.rls._names import RelationName
+    from mgf.sqlalchemy.rls._state import Grant, Protection
+
+_Protected = TypeVar("_Protected", TableProtection, ViewProtection)
+
+Aspect: TypeAlias = Literal["table", "view", "row security", "policy", "index", "grant"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as expected.
+
+    Args:
+        aspect: what it is about. ``"table"``: the table is missing. ``"view"``: the view is
+            missing, or is not read with its reader's rights.
+        table: schema and name of the table or view; None for a grant on a schema or a sequence
+            of no column.
+        expected: what should be there; None where something is too much.
+        there: what is there; None where something is missing.
+
+    What both are, by `aspect`: a `TableProtection`; a `ViewProtection`; a pair (enabled,
+    forced); a `Policy`; a column's name; a `Grant`, of the privileges that are missing
+    (`expected`) or too many (`there`).
+    """
+
+    aspect: Aspect
+    table: RelationName | None
+    expected: Any
+    there: Any
+
+
+def compare_protection(expected: Protection, there: Protection) -> Iterator[Difference]:
+    """Yield every difference between what is expected and what is there.
+
+    Grants on a table count for the roles that it is expected to grant something, and for PUBLIC;
+    what others were granted is their business. On schemas and loose sequences only missing ones
+    count, and tables that are not expected do not.
+
+    Args:
+        expected: as `expected_protection` gives it.
+        there: as `read_protection` gives it, of every schema in `expected`.
+    """
+    found = {one.key: one for one in there.tables}
+    for table in expected.tables:
+        if table.key in found:
+            yield from _compare_tables(table, found[table.key])
+        else:
+            yield Difference("table", table.key, table, None)
+    views = {one.key: one for one in there.views}
+    for view in expected.views:
+        yield from _compare_views(view, views.get(view.key))
+    roles = {one.to for one in expected.grants}
+    for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
+        if is_missing:
+            yield Difference("grant", None, grant, None)
+
+
+def _compare_tables(expected: TableProtection, there: TableProtection) -> Iterator[Difference]:
+    key = expected.key
+    flags = [(one.enabled, one.forced) for one in (expected, there)]
+    if flags[0] != flags[1]:
+        yield Difference("row security", key, *flags)
+    wanted = {policy.name: policy for policy in expected.policies}
+    found = {policy.name: policy for policy in there.policies}
+    for name in sorted(wanted.keys() | found.keys()):
+        pair = wanted.get(name), found.get(name)
+        if pair[0] != pair[1]:
+            yield Difference("policy", key, *pair)
+    for column in expected.indexed:
+        if column not in there.indexed:
+            yield Difference("index", key, column, None)
+    yield from _grant_differences(expected, there)
+
+
+def _compare_views(expected: ViewProtection, there: ViewProtection | None) -> Iterator[Difference]:
+    if there is None or not there.security_invoker:
+        yield Difference("view", expected.key, expected, there)
+    if there is not None:
+        yield from _grant_differences(expected, there)
+
+
+def _grant_differences(expected: _Protected, there: _Protected) -> Iterator[Difference]:
+    roles = {PUBLIC, *(one.to for one in expected.grants)}
+    for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
+        yield Difference(
+            "grant", expected.key, grant if is_missing else None, None if is_missing else grant
+        )
+
+
+def _compare_grants(
+    expected: Iterable[Grant], there: Iterable[Grant], roles: Collection[str]
+) -> Iterator[tuple[Grant, bool]]:
+    """Yield what is missing, with True, and what is too much, with False."""
+    wanted = {replace(one, privileges=()): set(one.privileges) for one in expected}
+    found = {replace(one, privileges=()): set(one.privileges) for one in there}
+    for one in sorted(wanted.keys() | found.keys(), key=repr):
+        has, needs = found.get(one, set[str]()), wanted.get(one, set[str]())
+        if one.to in roles:
+            for privileges, is_missing in ((needs - has, True), (has - needs, False)):
+                if privileges:
+                    yield replace(one, privileges=tuple(privileges)), is_missing
