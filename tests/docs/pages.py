@@ -192,6 +192,8 @@ CHECKED: dict[str, Callable[[str], None]] = {
     # This suite itself, of which a part would be no other proof than the whole.
     r"uv run pytest --no-cov .*": _check_paths,
     r"\.ci/run": _check_paths,
+    # Minutes long; test_benchmarks.py runs it small.
+    r"uv run python tests/benchmarks/.*": _check_paths,
     # .ci/run runs them; again, in the copy of the checkout, they would take minutes.
     r"uv run .*|uv sync|uv lock": _check_ci,
     # Fetches a tool that is no part of the locked environment.
