@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 def test_the_benchmark_measures_every_way_and_draws_a_chart(tmp_path: Path) -> None:
     chart = tmp_path / "chart.svg"
     run = subprocess.run(
-        [sys.executable, ROOT / "tests/benchmarks/scope.py"]
-        + ["--rounds", "2", "--units", "2", "--chart", chart],
+        [
+            *(sys.executable, ROOT / "tests/benchmarks/scope.py"),
+            *("--rounds", "2", "--units", "2", "--chart", chart),
+        ],
         capture_output=True,
         text=True,
         check=False,
