@@ -254,6 +254,15 @@ def test_the_role_may_use_the_schema(database: Database) -> None:
     assert database.ask("SELECT has_schema_privilege('app', 'billing', 'USAGE')")
 
 
+def test_a_schema_that_everybody_may_use_is_left_alone(
+    database: Database, metadata: MetaData
+) -> None:
+    database.create(metadata)
+
+    grants = read_protection(database.owner).grants
+    assert grants == (Grant("USAGE", "public", to="PUBLIC", kind="SCHEMA"),)
+
+
 def test_who_creates_tables_need_not_own_the_default_schema(
     database: Database, metadata: MetaData
 ) -> None:
@@ -521,6 +530,19 @@ class TestPartitions:
 
         with pytest.raises(AppConfigError, match=r"\(None, 'far'\).*'event', is a foreign table"):
             protect_partitions(database.owner, metadata)
+
+    def test_that_are_tables_of_the_metadata_keep_what_they_are_declared_to_be(
+        self, database: Database, metadata: MetaData
+    ) -> None:
+        own = tenant_table()(Table("event_9", metadata, tenant_id(), Column("day", Integer)))
+        database.create(metadata)
+        database.run("ALTER TABLE event ATTACH PARTITION event_9 FOR VALUES FROM (9) TO (10)")
+
+        protect_partitions(database.owner, metadata)
+        database.owner.commit()
+
+        assert is_as_declared(database, metadata)
+        assert database.ask(f"SELECT has_table_privilege('app', '{own.name}', 'INSERT')") is True
 
     def test_of_a_child_table_name_themselves(self, database: Database) -> None:
         metadata = MetaData()

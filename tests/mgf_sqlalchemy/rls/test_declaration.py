@@ -338,6 +338,18 @@ class TestChildTables:
             f"{tenant_predicate(of=(None, 'invoice'))})"
         )
 
+    def test_one_is_not_its_own_parent(self, metadata: MetaData, invoice: Table) -> None:
+        parents = (
+            refers_to("invoice.id", "invoice_id"),
+            refers_to("note.id", "answers", nullable=True),
+        )
+        child_table(reason="x")(Table("note", metadata, key(), *parents))
+        protect_metadata(metadata, role="app")
+
+        predicate = protection(metadata, "note").policies[0].using
+        assert predicate is not None
+        assert "answers" not in predicate
+
     def test_one_without_a_protected_parent_is_refused(self, metadata: MetaData) -> None:
         shared_table(reason="x")(Table("country", metadata, key()))
         country_id = refers_to("country.id", "country_id")
