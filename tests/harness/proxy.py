@@ -44,6 +44,10 @@ class Proxy:
         self._delivers = asyncio.Event()
         self._delivers.set()
 
+    def swallow_all(self) -> None:
+        """Deliver nothing at all, on new connections neither, until `cut`."""
+        self._delivers.clear()
+
     def withhold_answers(self) -> None:
         """Deliver what clients say but no answer, on the connections that exist."""
         self._answers.clear()
@@ -62,6 +66,8 @@ class Proxy:
         for writer in self._writers:
             writer.close()
         self._writers.clear()
+        if not self._delivers.is_set():
+            self.swallow()
 
     async def stop(self) -> None:
         self.cut()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, SAWarning
@@ -33,7 +34,7 @@ from harness.faults import (
 )
 from harness.proxy import Proxy, proxied
 from harness.servers import new_database, run_sql
-from harness.tenants import APP_PASSWORD, World, make_world, tenant_in_force
+from harness.tenants import APP_PASSWORD, World, make_world, tenant_in_force, visible
 from mgf.sqlalchemy import create_engine, create_sessionmaker, tenant_scope, tenant_session
 from mgf.sqlalchemy.errors import is_transient, sqlstate
 from mgf.sqlalchemy.testing import TemporaryPostgres
@@ -53,6 +54,10 @@ SLEEP = text("SELECT pg_sleep(30)")
 ASLEEP = """
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event = 'PgSleep'
+"""
+
+BACKENDS = """
+    SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()
 """
 
 
@@ -358,14 +363,18 @@ async def test_a_commit_whose_answer_was_lost_is_an_error_and_may_have_happened(
     await service.assert_whole()
 
 
+@pytest.mark.parametrize("how", [Proxy.swallow, Proxy.swallow_all], ids=["it", "all"])
 async def test_a_network_that_swallows_everything_under_a_statement(
-    behind_proxy: Service, proxy: Proxy
+    behind_proxy: Service, proxy: Proxy, how: Callable[[Proxy], None]
 ) -> None:
-    """The time limit is the caller's: neither driver has one unless it is asked for."""
+    """The time limit is the caller's: neither driver has one unless it is asked for.
+
+    On that connection alone, or also on the one that asks the server to cancel the statement.
+    """
     service = behind_proxy
 
     async def swallow() -> None:
-        proxy.swallow()
+        how(proxy)
 
     async def limited() -> None:
         async with asyncio.timeout(0.2):
@@ -409,6 +418,48 @@ async def test_a_begin_that_is_answered_after_its_time_limit(world: World, proxy
     await engine.dispose()
 
 
+@pytest.mark.parametrize("driver", ["asyncpg"])
+async def test_a_driver_that_takes_no_end_to_close_a_connection(world: World) -> None:
+    """asyncpg before 0.32 does so, where a cancelled statement was never answered."""
+
+    class Endless(asyncpg.Connection):  # type: ignore[misc] # ships no types
+        async def close(self, **options: Any) -> None:
+            try:
+                await (asyncio.Event().wait() if options["timeout"] else asyncio.sleep(0))
+            finally:
+                self.terminate()
+
+    options = {"connection_class": Endless}
+    engine = create_engine(world.app, pool_size=1, max_overflow=0, connect_args=options)
+    service = Service(world, engine)
+
+    async def limited() -> None:
+        async with asyncio.timeout(0.2), tenant_scope(service.sessionmaker, world.a) as session:
+            await session.execute(SLEEP)
+
+    async with asyncio.timeout(10):
+        assert isinstance(await service.error_of(limited()), TimeoutError)
+    await service.assert_whole()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg"])
+async def test_a_connection_lost_while_it_is_made_is_one_clear_error(world: World) -> None:
+    """SQLAlchemy prepares each new connection, and would let asyncpg's own errors pass."""
+
+    class Lost(asyncpg.Connection):  # type: ignore[misc] # ships no types
+        async def set_type_codec(self, *args: Any, **options: Any) -> None:
+            self.terminate()
+            await super().set_type_codec(*args, **options)
+
+    engine = create_engine(world.app, connect_args={"connection_class": Lost})
+    service = Service(world, engine)
+    error = await service.error_of(service.unit(world.a))
+    assert isinstance(error, OperationalError)
+    assert sqlstate(error) == "08006"
+    assert await left_behind(engine, world.owner) == Left(0, 0)
+
+
 async def test_a_session_closed_before_its_first_statement(service: Service) -> None:
     """BEGIN, which was to take the tenant along, is not sent; the scope goes on."""
     session = service.sessionmaker()
@@ -444,6 +495,28 @@ async def _cancelled_at_each_point(service: Service, *, again: bool, cold: bool 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "at each await"])
 async def test_cancelled_at_every_await(service: Service, again: bool) -> None:
     assert await _cancelled_at_each_point(service, again=again) >= SUSPENSIONS
+
+
+async def test_a_scope_cancelled_as_it_is_bound_costs_its_connection(
+    behind_proxy: Service, proxy: Proxy
+) -> None:
+    """As a statement of SQLAlchemy's does: nobody knows what the server would answer next."""
+    service = behind_proxy
+    before = await service.world.truth(BACKENDS)
+
+    async def limited() -> None:
+        async with asyncio.timeout(0.2), tenant_scope(service.sessionmaker, service.world.a) as s:
+            proxy.hold_answers()
+            await visible(s)
+
+    async def answer_late() -> None:
+        await asyncio.sleep(0.4)
+        proxy.release_answers()
+
+    error, _ = await asyncio.gather(service.error_of(limited()), answer_late())
+    assert isinstance(error, TimeoutError)
+    await service.assert_whole()
+    assert not {*before} & {*await service.world.truth(BACKENDS)}
 
 
 async def test_cancelled_at_every_await_of_a_first_connection(service: Service) -> None:

@@ -9,8 +9,8 @@ it travels with that BEGIN.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +40,7 @@ class BeginCarrier:
     # today. It is seen once before it is relied on: each new engine asks the server for its
     # version in a transaction.
     sees_begin: ClassVar[bool] = False
+    failed_connect: ClassVar[Any]
     _source: Source | None = None
 
     def ask(self, source: Source) -> bool:
@@ -77,11 +78,39 @@ class BeginCarrier:
             raise
         return status
 
+    # SQLAlchemy closes a connection whose statement was cancelled, within 2 seconds; before 0.32
+    # asyncpg first waits for the server to answer the cancellation, for ever if it must.
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Close the connection gracefully within the time limit, else as it is."""
+        connection: Any = super()
+        async with asyncio.timeout(timeout):
+            await connection.close(timeout=timeout)
+
+    # SQLAlchemy sets its codecs on each new connection, and there lets asyncpg's own errors pass.
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set a codec; a connection that was lost meanwhile has not been made."""
+        connection: Any = super()
+        try:
+            await connection.set_type_codec(*args, **options)
+        except Exception as exc:
+            if not connection.is_closed():
+                raise
+            error = self.failed_connect(f"the connection was lost while it was made: {exc}")
+            error.sqlstate = getattr(exc, "sqlstate", None) or "08006"  # connection_failure
+            raise error from exc
+
 
 @cache
-def carrier_class(base: type[Any]) -> type[Any]:
-    """Return a class of asyncpg connections that carries statements with BEGIN."""
-    return type(f"Carrying{base.__name__}", (BeginCarrier, base), {})
+def carrier_class(base: type[Any], failed_connect: type[Exception]) -> type[Any]:
+    """Return a class of asyncpg connections that carries statements with BEGIN.
+
+    Args:
+        base: a class of asyncpg connections.
+        failed_connect: what SQLAlchemy's users know as its ``OperationalError``.
+    """
+    return type(
+        f"Carrying{base.__name__}", (BeginCarrier, base), {"failed_connect": failed_connect}
+    )
 
 
 def carrier_of(connection: Connection) -> BeginCarrier | None:
@@ -109,11 +138,18 @@ def send(connection: Connection, statements: Sequence[str], *, ends_work: bool) 
     if simple_query is not None and hasattr(adapted, "run_async"):
         if not _has_begun(adapted.driver_connection):
             ending = []  # nothing to close; and SET TRANSACTION has to come before it
-        with suppress(Exception):
-            # What the driver raises has no sign of SQLAlchemy. What went wrong does so again
-            # below, where it becomes the error that users know, and a lost connection is noticed.
+        try:
             if adapted.run_async(partial(simple_query, sql="; ".join([*ending, *statements]))):
                 return
+        except Exception:  # noqa: BLE001, S110
+            # What the driver raises has no sign of SQLAlchemy. What went wrong does so again
+            # below, where it becomes the error that users know, and a lost connection is noticed.
+            pass
+        except BaseException as exc:
+            # Cut short by a cancellation, as SQLAlchemy does with its own statements: nobody
+            # knows what the connection will answer next, or whether it ever will.
+            connection.invalidate(exc)
+            raise
     for statement in (*ending, *statements):
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 

@@ -145,7 +145,7 @@ def _replace_connect(dialect: Any) -> None:
     def replacement(*arguments: Any, **options: Any) -> DBAPIConnection:
         if "async_creator_fn" not in options:  # it may not know what to do with the class
             base = options.get("connection_class", asyncpg.Connection)
-            options["connection_class"] = carrier_class(base)
+            options["connection_class"] = carrier_class(base, dbapi.OperationalError)
         try:
             connection: DBAPIConnection = connect(*arguments, **options)
         except (
