@@ -74,9 +74,9 @@ class BeginCarrier:
         try:
             status: str = await connection.execute(query, *args, timeout=timeout)
         except BaseException:
-            if carried is not None:
+            if begins:
                 # asyncpg takes a transaction that did not begin for one that did, and would
-                # send a SAVEPOINT next.
+                # send a SAVEPOINT next; SQLAlchemy has nothing to roll back before that.
                 connection.terminate()
             raise
         return status
