@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError, SAWarning
+from sqlalchemy.exc import DBAPIError, OperationalError, SAWarning
 
 from harness.faults import (
     KILL,
@@ -305,6 +306,43 @@ async def test_a_server_that_crashed_keeps_what_was_committed(served: Service) -
 
     await until(has_recovered)
     await served.assert_whole()
+
+
+@pytest.fixture(scope="module")
+def standby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A database on a server that takes reads alone, as a replica does."""
+    data = tmp_path_factory.mktemp("standby") / "data"
+    with TemporaryPostgres(data_dir=data) as primary:
+        owner = asyncio.run(new_database(primary.url))
+        app = owner.set(username="app", password=APP_PASSWORD)
+        asyncio.run(make_world(owner))
+        world = asyncio.run(World(owner, app).seed())
+    (data / "standby.signal").touch()
+    with TemporaryPostgres(data_dir=data) as replica:
+        world.owner = owner.set(port=replica.port)
+        yield world
+
+
+@pytest.mark.parametrize("scoped", [True, False])
+async def test_a_begin_that_the_server_refuses(standby: World, driver: str, scoped: bool) -> None:
+    """As a standby does with SERIALIZABLE. The connection is alive, and must not stay confused."""
+    app = standby.app.set(drivername=f"postgresql+{driver}", port=standby.owner.port)
+    engine = create_engine(app, pool_size=1, max_overflow=0)
+    sessionmaker = create_sessionmaker(engine)
+    serializable = {"isolation_level": "SERIALIZABLE"}
+    async with tenant_scope(sessionmaker, standby.a) as session:
+        assert await visible(session) == ["a1", "a2"]
+    async with sessionmaker() as session, AsyncExitStack() as scope:
+        if scoped:
+            await scope.enter_async_context(tenant_session(session, standby.a))
+        with pytest.raises(DBAPIError) as refused:
+            await session.connection(execution_options=serializable)
+            await visible(session)
+    assert sqlstate(refused.value) == "0A000"
+    async with tenant_scope(sessionmaker, standby.b) as session:
+        assert await visible(session) == ["b1", "b2"]
+    assert await left_behind(engine, standby.owner) == Left(0, 0)
+    await engine.dispose()
 
 
 # --- the network ---

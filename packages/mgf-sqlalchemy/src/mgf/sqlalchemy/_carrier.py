@@ -58,22 +58,23 @@ class BeginCarrier:
     # No coroutine of its own where there is nothing to add: each costs at every statement.
     def execute(self, query: str, *args: Any, timeout: float | None = None) -> Awaitable[str]:
         """Run a query, BEGIN with what it takes along in the same round trip."""
-        connection: Any = super()
         if not args and query.startswith("BEGIN"):
-            type(self).sees_begin = True
-            if self._source is not None and (taken := self._source(self)):
-                return self._begin(f"{query.rstrip(';')}; {taken}", timeout)
+            return self._begin(query, timeout)
+        connection: Any = super()
         result: Awaitable[str] = connection.execute(query, *args, timeout=timeout)
         return result
 
     async def _begin(self, query: str, limit: float | None) -> str:
+        type(self).sees_begin = True
+        if self._source is not None and (taken := self._source(self)):
+            query = f"{query.rstrip(';')}; {taken}"
+            _log.debug("%s", query)
         connection: Any = super()
-        _log.debug("%s", query)
         try:
             status: str = await connection.execute(query, timeout=limit)
         except BaseException:
             # asyncpg takes a transaction that did not begin for one that did, and would send a
-            # SAVEPOINT next.
+            # SAVEPOINT next; SQLAlchemy has nothing to roll back before that.
             connection.terminate()
             raise
         return status
