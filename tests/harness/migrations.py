@@ -34,6 +34,15 @@ arguments = {"database_url": os.environ.get("DATABASE_URL"), "target_metadata": 
 configure_env(**arguments | context.config.attributes.get("arguments", {}))
 """
 
+# As users write it, with no URL in the environment of the tests.
+SHORT_ENV = """
+import os
+from sqlalchemy import MetaData
+from mgf.alembic import configure_env
+
+configure_env(database_url=os.environ.get("NO_URL"), target_metadata=MetaData())
+"""
+
 TEMPLATE = '''"""${message}"""
 from alembic import op
 import sqlalchemy as sa
@@ -77,6 +86,11 @@ class Project:
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
         path.write_text(text)
+        return path
+
+    def append(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(path.read_text() + text)
         return path
 
     def add(self, upgrade: str, downgrade: str = "pass") -> str:

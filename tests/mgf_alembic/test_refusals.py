@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from alembic import command
+from alembic import command, op
 from sqlalchemy import URL, MetaData
 
+from harness.migrations import PROBE, text_of
 from mgf.alembic import configure_env
 from mgf.common.exceptions import AppConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.migrations import Project
 
 OUTSIDE = """
@@ -70,6 +74,54 @@ def test_a_malformed_url_shows_no_part_of_the_password(
     error = refusal(project, template.format(driver))
 
     assert "percent-encode" in str(error)
+    assert [part for part in ("sec", "ret", "xyz") if part in shown(error)] == []
+
+
+def test_the_value_of_a_parameter_may_hold_an_at_sign(project: Project, database: URL) -> None:
+    found: list[Any] = []
+    project.add(PROBE)
+
+    project.upgrade(
+        text_of(database.set(drivername="postgresql+psycopg2")) + "?application_name=me@shop",
+        probe=lambda: found.append(op.get_bind().exec_driver_sql("SHOW application_name").scalar()),
+    )
+
+    assert found == ["me@shop"]
+
+
+def test_a_path_may_hold_an_at_sign(project: Project, tmp_path: Path) -> None:
+    project.add("pass")
+
+    project.upgrade(f"sqlite:///{tmp_path}/a@b@c.db?timeout=5")
+
+    assert (tmp_path / "a@b@c.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("mysql+pymysql://me:secret@h/db?connect_timeout=soon", r"invalid literal.*'soon'"),
+        ("mysql+pymysql://me:secret@127.0.0.1:1/db?nosuch=1", r"argument 'nosuch'"),
+        ("sqlite:///:memory:?timeout=soon", r"'soon'"),
+        ("sqlite:///:memory:?check_same_thread=perhaps", r"perhaps"),
+    ],
+)
+def test_a_parameter_that_the_driver_does_not_take_is_named(
+    project: Project, url: str, reason: str
+) -> None:
+    error = refusal(project, url)
+
+    assert re.search(f"does not take the parameters of the database URL: .*{reason}", str(error))
+    assert "what stands behind its '?'" in str(error)
+    assert "secret" not in shown(error)
+
+
+@pytest.mark.parametrize("query", ["connect_timeout=xyz@h", "passwd=sec&ret=1", "password=a&xyz=1"])
+def test_a_parameter_that_may_be_part_of_a_password_is_not_named(
+    project: Project, query: str
+) -> None:
+    error = refusal(project, f"mysql+pymysql://me:sec@127.0.0.1:1/db?{query}")
+
     assert [part for part in ("sec", "ret", "xyz") if part in shown(error)] == []
 
 

@@ -12,6 +12,7 @@ from alembic import command
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mgf.alembic._config import own_config, stable_path
 from mgf.alembic._run import run_in_thread
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from alembic.config import Config
     from sqlalchemy import URL, Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -182,6 +182,11 @@ async def _run(
             return await run_in_thread(partial(_run_with_url, function, own))
     if database_url is not None:
         raise AppConfigError("both database_url and connection were given; give one of them")
+    if not isinstance(connection, AsyncConnection):
+        raise AppConfigError(
+            f"connection is of type {type(connection).__name__}, expected "
+            "sqlalchemy.ext.asyncio.AsyncConnection; of an engine give database_url=engine.url"
+        )
     async with _alone():
         return await connection.run_sync(_run_on, function, own)
 

@@ -12,6 +12,7 @@ from alembic.util import CommandError
 from mgf.alembic._lock import hold_lock
 from mgf.alembic._progress import Progress
 from mgf.alembic._retry import Transactions, backoff
+from mgf.alembic._silent import warn_when_silent
 from mgf.alembic._stop import interruptible, pause
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.errors import sqlstate
@@ -55,7 +56,8 @@ def run(dialect: str, options: Mapping[str, Any], progress: Progress | None = No
     context.configure(**_with_callbacks(settings, progress.end_step))
     migrations = context.get_context()
     steps = _steps_from(() if migrations.purge else migrations.get_current_heads())
-    with progress.over(steps), context.begin_transaction():
+    watched = warn_when_silent(settings["connection"])
+    with watched, progress.over(steps), context.begin_transaction():
         context.run_migrations()
 
 

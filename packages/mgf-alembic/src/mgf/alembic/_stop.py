@@ -58,29 +58,42 @@ def current_stop() -> Stop:
 
 @contextmanager
 def interruptible(connection: Connection) -> Generator[None]:
-    """Let a stop end the statement of a synchronous driver, and prevent the next one.
+    """Let a stop end the statement that runs, and with a synchronous driver prevent the next one.
 
-    psycopg2 has ``cancel()`` for it, sqlite3 ``interrupt()``. Where a driver has neither, the
-    running statement comes to its end. An async driver ends with the task that runs it.
+    psycopg2 has ``cancel()`` for it, sqlite3 and aiosqlite ``interrupt()``. The other async
+    drivers end with the task that runs them. Where a synchronous one has neither, the running
+    statement comes to its end.
     """
-    if connection.dialect.is_async:
-        yield
-        return
     stop = current_stop()
-    driver: Any = connection.connection.driver_connection
-    cancel = getattr(driver, "cancel", None) or getattr(driver, "interrupt", None)
+    if not connection.dialect.is_async:
 
-    def interrupt() -> None:
+        def check(*_: Any) -> None:
+            stop.check()
+
+        event.listen(connection, "before_cursor_execute", check)
+    interrupt = _interrupt_of(connection)
+
+    def interrupt_running() -> None:
         with suppress(Exception):  # it was closed just now: there is nothing left to end
-            if cancel is not None:
-                cancel()
+            interrupt()
 
-    def check(*_: Any) -> None:
-        stop.check()
-
-    event.listen(connection, "before_cursor_execute", check)
-    with stop.interrupting(interrupt):
+    with stop.interrupting(interrupt_running):
         yield
+
+
+def _interrupt_of(connection: Connection) -> Callable[[], object]:
+    driver: Any = connection.connection.driver_connection
+    interrupt: Callable[[], Any] | None = getattr(driver, "interrupt", None)
+    if interrupt is None:
+        return _nothing if connection.dialect.is_async else getattr(driver, "cancel", _nothing)
+    if connection.dialect.is_async:
+        loop = asyncio.get_running_loop()
+        return lambda: asyncio.run_coroutine_threadsafe(interrupt(), loop)
+    return interrupt
+
+
+def _nothing() -> None:
+    pass
 
 
 def pause(connection: Connection, seconds: float) -> None:
