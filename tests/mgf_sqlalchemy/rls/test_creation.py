@@ -417,6 +417,19 @@ def test_a_table_that_was_there_without_protection_is_an_error(
         metadata.create_all(database.owner)
 
 
+def test_a_table_that_was_there_with_a_policy_that_opens_it_is_an_error(
+    database: Database, metadata: MetaData
+) -> None:
+    database.run(
+        "CREATE TABLE invoice (id int PRIMARY KEY)",
+        "CREATE POLICY open ON invoice USING (true)",
+        "ALTER TABLE invoice ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+    )
+
+    with pytest.raises(AppConfigError, match=r"^invoice: there already, .* or its floor"):
+        metadata.create_all(database.owner)
+
+
 def test_a_table_that_the_search_path_finds_elsewhere_is_an_error(
     database: Database, metadata: MetaData
 ) -> None:

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 
 
 # Found by the search path, as create_all() finds what is there: not in the default schema alone.
+# Without a restrictive policy for everybody any other one may open the table.
 _BARE = text(
     """
     SELECT name FROM unnest(:names) AS name JOIN pg_class ON pg_class.oid = to_regclass(name)
-    WHERE relkind IN ('r', 'p', 'f') AND NOT (relrowsecurity AND relforcerowsecurity)
+    WHERE relkind IN ('r', 'p', 'f') AND NOT (
+        relrowsecurity AND relforcerowsecurity AND EXISTS (
+            SELECT FROM pg_policy
+            WHERE polrelid = pg_class.oid AND NOT polpermissive AND polroles = ARRAY[0::oid]
+        )
+    )
     ORDER BY name
     """
 ).bindparams(bindparam("names", type_=ARRAY(Text)))
@@ -57,8 +63,8 @@ def refuse_unfit(connection: Connection, plan: Plan) -> None:
     protected = [quote_relation(plan.place(one)) for one in plan.tables if plan.is_protected(one)]
     if bare := connection.scalars(_BARE, {"names": protected}).all():
         raise AppConfigError(
-            f"{', '.join(bare)}: there already, without row-level security, and create_all() "
-            "changes no table that is there; protect them by a migration"
+            f"{', '.join(bare)}: there already, without row-level security or its floor, and "
+            "create_all() changes no table that is there; protect them by a migration"
         )
 
 
