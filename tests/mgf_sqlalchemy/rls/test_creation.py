@@ -483,8 +483,9 @@ def test_a_partition_of_a_partition_that_is_a_table_of_the_metadata(database: Da
     metadata = MetaData()
     for name in ("event", "part"):
         number = Column("id", Integer, primary_key=True, autoincrement=False)
-        split = {"postgresql_partition_by": "LIST (id)"}
-        tenant_table()(Table(name, metadata, number, tenant_id(), **split))
+        tenant_table()(
+            Table(name, metadata, number, tenant_id(), postgresql_partition_by="LIST (id)")
+        )
     protect_metadata(metadata, role="app")
     database.create(metadata)
     database.run(
