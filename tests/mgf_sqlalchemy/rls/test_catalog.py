@@ -152,6 +152,8 @@ IN_FORCE = "NULLIF(current_setting('app.current_tenant', true), '')::uuid"
         ("GRANT TRUNCATE, TRIGGER ON invoice TO app", ["grant"]),
         ("GRANT SELECT ON invoice TO PUBLIC", ["grant"]),
         ("GRANT INSERT ON country TO app", ["grant"]),
+        ("GRANT UPDATE (code) ON country TO app", ["grant"]),
+        ("GRANT SELECT (id) ON invoice TO PUBLIC", ["grant"]),
         ("REVOKE USAGE ON SEQUENCE invoice_id_seq FROM app", ["grant"]),
         ("DROP TABLE country", ["table"]),
         ("ALTER TABLE country ENABLE ROW LEVEL SECURITY", ["row security"]),

@@ -375,6 +375,19 @@ class TestRefusals:
         with role(database, "BYPASSRLS") as group, role(database, f"IN ROLE {group}") as name:
             self.refused(database, self.make(role=name), f"'{name}' is a member of '{group}'")
 
+    def test_the_one_that_creates_the_tables(self, database: Database) -> None:
+        """It would own them: it could TRUNCATE, and drop the policies."""
+        with role(database, "NOLOGIN") as name:
+            database.run(f"SET ROLE {name}")
+            self.refused(database, self.make(role=name), "who would own the tables")
+            database.run("RESET ROLE")
+
+    def test_a_member_of_the_one_that_creates_the_tables(self, database: Database) -> None:
+        with role(database, "NOLOGIN") as owner, role(database, f"IN ROLE {owner}") as name:
+            database.run(f"SET ROLE {owner}")
+            self.refused(database, self.make(role=name), f"'{name}' is '{owner}', or a member")
+            database.run("RESET ROLE")
+
 
 @contextmanager
 def role(database: Database, options: str) -> Iterator[str]:
@@ -404,6 +417,50 @@ def test_a_table_that_was_there_without_protection_is_an_error(
         metadata.create_all(database.owner)
 
 
+def test_a_table_that_was_there_with_a_policy_that_opens_it_is_an_error(
+    database: Database, metadata: MetaData
+) -> None:
+    database.run(
+        "CREATE TABLE invoice (id int PRIMARY KEY)",
+        "CREATE POLICY open ON invoice USING (true)",
+        "ALTER TABLE invoice ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+    )
+
+    with pytest.raises(AppConfigError, match=r"^invoice: there already, .* or its floor"):
+        metadata.create_all(database.owner)
+
+
+def test_a_table_that_the_search_path_finds_elsewhere_is_an_error(
+    database: Database, metadata: MetaData
+) -> None:
+    """create_all() takes it for its own, though it is not in the default schema."""
+    database.run("CREATE TABLE invoice (id int PRIMARY KEY)", "CREATE SCHEMA first")
+    path = {"options": "-csearch_path=first,public"}
+    engine = sa.create_engine(database.engine.url, connect_args=path)
+
+    with pytest.raises(AppConfigError, match=r"^invoice: there already"), engine.begin() as first:
+        metadata.create_all(first)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("is_parent_shared", [True, False])
+def test_a_shared_table_among_a_table_s_heirs_is_refused(
+    database: Database, is_parent_shared: bool
+) -> None:
+    """Who reads the parent reads its heirs' rows, by the parent's policies alone."""
+    declare = [tenant_table(), shared_table(reason="x")]
+    metadata = MetaData()
+    parent = Table("parent", metadata, key(), tenant_id())
+    heir = Table("heir", metadata, tenant_id(), postgresql_inherits="parent")
+    heir.add_is_dependent_on(parent)
+    declare[is_parent_shared](parent)
+    declare[not is_parent_shared](heir)
+    protect_metadata(metadata, role="app")
+
+    with pytest.raises(AppConfigError, match=r"'heir' is a partition, or child by inheritance"):
+        metadata.create_all(database.owner)
+
+
 @pytest.mark.parametrize(
     ("view", "message"),
     [
@@ -419,6 +476,51 @@ def test_a_view_that_shows_rows_of_all_tenants_is_noticed(
 
     with pytest.warns(UnprotectedViewWarning, match=message):
         metadata.create_all(database.owner)
+
+
+def test_a_partition_of_a_partition_that_is_a_table_of_the_metadata(database: Database) -> None:
+    """It has one parent in the metadata that counts, and gets its protection once."""
+    metadata = MetaData()
+    for name in ("event", "part"):
+        number = Column("id", Integer, primary_key=True, autoincrement=False)
+        tenant_table()(
+            Table(name, metadata, number, tenant_id(), postgresql_partition_by="LIST (id)")
+        )
+    protect_metadata(metadata, role="app")
+    database.create(metadata)
+    database.run(
+        "CREATE TABLE leaf PARTITION OF part DEFAULT",
+        "ALTER TABLE event ATTACH PARTITION part DEFAULT",
+    )
+
+    protect_partitions(database.owner, metadata)
+    database.owner.commit()
+
+    assert is_as_declared(database, metadata)
+
+
+def test_a_view_is_noticed_wherever_it_is_and_whoever_lets_the_role_read_it(
+    database: Database, metadata: MetaData
+) -> None:
+    """In another schema, some columns alone, by membership, or of a partition."""
+    database.create(metadata)
+    with role(database, "ROLE app") as group:
+        database.run(
+            "CREATE SCHEMA reports",
+            "CREATE VIEW reports.elsewhere AS SELECT id FROM invoice",
+            "CREATE VIEW in_part AS SELECT id FROM invoice",
+            "CREATE VIEW for_group AS SELECT id FROM invoice",
+            "CREATE TABLE heir () INHERITS (invoice)",
+            "CREATE VIEW of_heir AS SELECT id FROM heir",
+            "GRANT SELECT ON reports.elsewhere, of_heir TO app",
+            "GRANT SELECT (id) ON in_part TO app",
+            f"GRANT SELECT ON for_group TO {group}",
+        )
+        with pytest.warns(UnprotectedViewWarning) as warned:
+            metadata.create_all(database.owner)
+
+    names = sorted(str(one.message).split()[1] for one in warned)
+    assert names == ["for_group", "in_part", "of_heir", "reports.elsewhere"]
 
 
 def test_a_view_behind_another_view_is_noticed(database: Database, metadata: MetaData) -> None:

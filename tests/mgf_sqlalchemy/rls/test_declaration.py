@@ -216,6 +216,52 @@ def test_the_mixin_and_another_declaration_contradict_each_other() -> None:
         protect_metadata(Base.metadata, role="app")
 
 
+def test_a_declaration_is_about_one_table_though_tables_share_their_info() -> None:
+    """SQLAlchemy gives each table the very dictionary of an abstract base's __table_args__."""
+
+    class Base(DeclarativeBase):
+        __abstract__ = True
+        metadata = MetaData()
+        __table_args__: Any = {"info": {"team": "billing"}}  # noqa: RUF012 - SQLAlchemy's spelling
+
+    class Country(Base):
+        __tablename__ = "country"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Secret(Base):
+        __tablename__ = "secret"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    shared_table(reason="x")(Country)
+
+    with pytest.raises(AppConfigError, match=r"1 tables say nothing .* 'secret'"):
+        protect_metadata(Base.metadata, role="app")
+
+
+def test_a_table_of_joined_inheritance_is_the_child_of_its_base_s() -> None:
+    """The mixin's column is in the base's table alone, and an heir says nothing by itself."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(TenantMixin, Base):
+        __tablename__ = "person"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Manager(Person):
+        __tablename__ = "manager"
+        id: Mapped[int] = mapped_column(sa.ForeignKey("person.id"), primary_key=True)
+
+    with pytest.raises(AppConfigError, match=r"1 tables say nothing .* 'manager'"):
+        protect_metadata(Base.metadata, role="app")
+
+    child_table(reason="x")(Manager)
+    protect_metadata(Base.metadata, role="app")
+    using = protection(Base.metadata, "manager").policies[0].using
+    assert using is not None
+    assert "person.id = manager.id AND person.tenant_id =" in using
+
+
 def test_a_base_class_can_not_be_declared() -> None:
     with pytest.raises(AppConfigError, match="declare the mapped class"):
 

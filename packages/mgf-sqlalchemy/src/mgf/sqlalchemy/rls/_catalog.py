@@ -58,14 +58,19 @@ _POLICIES = _query(
     ORDER BY n.nspname, c.relname, o.polname
     """
 )
-# A sequence that belongs to a column counts as part of the column's table.
+# A sequence that belongs to a column counts as part of the column's table. What is granted on some
+# columns counts as granted on the table: REVOKE on the table takes it back as well.
 _GRANTS = _query(
     """
     SELECT n.nspname, c.relname, s.is_sequence, a.attname,
            CASE one.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(one.grantee) END AS role,
            array_agg(DISTINCT one.privilege_type::text) AS privileges
     FROM pg_class AS o
-    CROSS JOIN aclexplode(o.relacl) AS one
+    CROSS JOIN LATERAL (
+        SELECT o.relacl AS acl
+        UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = o.oid AND NOT attisdropped
+    ) AS given
+    CROSS JOIN aclexplode(given.acl) AS one
     CROSS JOIN LATERAL (SELECT o.relkind = 'S' AS is_sequence) AS s
     LEFT JOIN pg_depend AS d ON is_sequence AND d.objid = o.oid AND d.refobjsubid > 0
          AND d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass

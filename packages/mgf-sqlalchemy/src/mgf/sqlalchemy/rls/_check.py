@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from sqlalchemy import ARRAY, Text, bindparam, inspect, text
+
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
 from mgf.sqlalchemy.rls._names import PUBLIC
@@ -19,6 +21,23 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.rls._names import RelationName
     from mgf.sqlalchemy.rls._plan import Plan
     from mgf.sqlalchemy.rls._state import Protection, ViewProtection
+
+
+# Found by the search path, as create_all() finds what is there: not in the default schema alone.
+# Without a restrictive policy for everybody any other one may open the table.
+_BARE = text(
+    """
+    SELECT name FROM unnest(:names) AS name JOIN pg_class ON pg_class.oid = to_regclass(name)
+    WHERE relkind IN ('r', 'p', 'f') AND NOT (
+        relrowsecurity AND relforcerowsecurity AND EXISTS (
+            SELECT FROM pg_policy
+            WHERE polrelid = pg_class.oid AND NOT polpermissive AND polroles = ARRAY[0::oid]
+        )
+    )
+    ORDER BY name
+    """
+).bindparams(bindparam("names", type_=ARRAY(Text)))
+_MEMBER_OF = text("SELECT rolname FROM pg_roles WHERE pg_has_role(:role, oid, 'MEMBER')")
 
 
 class UnprotectedViewWarning(UserWarning):
@@ -41,16 +60,11 @@ def refuse_unfit(connection: Connection, plan: Plan) -> None:
                 "database, which has no row-level security of its own; declare it with "
                 "invoker_view()"
             )
-    protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
-    bare = [
-        quote_relation(one.key)
-        for one in there.tables
-        if one.key in protected and not (one.enabled and one.forced)
-    ]
-    if bare:
+    protected = [quote_relation(plan.place(one)) for one in plan.tables if plan.is_protected(one)]
+    if bare := connection.scalars(_BARE, {"names": protected}).all():
         raise AppConfigError(
-            f"{', '.join(bare)}: there already, without row-level security, and create_all() "
-            "changes no table that is there; protect them by a migration"
+            f"{', '.join(bare)}: there already, without row-level security or its floor, and "
+            "create_all() changes no table that is there; protect them by a migration"
         )
 
 
@@ -61,14 +75,22 @@ def warn_of_views(connection: Connection, plan: Plan) -> None:
         UnprotectedViewWarning: a view's owner's rights count instead of the role's.
     """
     protected = _places(connection, plan, filter(plan.is_protected, plan.tables))
-    for view in _open_views(_read(connection, plan), protected):
-        if {plan.settings.role, PUBLIC}.intersection(grant.to for grant in view.grants):
+    # Of every schema: a view need not be where its tables are.
+    there = Reader(connection, inspect(connection).get_schema_names()).read()
+    roles = {PUBLIC, *connection.scalars(_MEMBER_OF, {"role": plan.settings.role})}
+    for view in _open_views(there, protected):
+        if roles.intersection(grant.to for grant in view.grants):
             warnings.warn(_warning(view), UnprotectedViewWarning, stacklevel=2)
 
 
 def _open_views(there: Protection, protected: Iterable[RelationName]) -> Iterator[ViewProtection]:
-    """Yield the views that read protected tables, by others or not, with their owners' rights."""
+    """Yield the views that read protected tables with their owners' rights.
+
+    By way of other views and of partitions, too.
+    """
     concerned = set(protected)
+    while more := {one.key for one in there.tables if one.partition_of in concerned} - concerned:
+        concerned |= more
     todo = list(there.views)
     while found := [view for view in todo if concerned.intersection(view.reads)]:
         concerned.update(view.key for view in found)

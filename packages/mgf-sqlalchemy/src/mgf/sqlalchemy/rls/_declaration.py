@@ -207,13 +207,15 @@ def find_column(table: Table, name: str) -> Column[Any] | None:
 
 def _declare(declaration: Declaration) -> Declare:
     def declare(table: TableOrClass, /) -> TableOrClass:
-        info = table_of(table).info
-        before = info.setdefault(INFO_KEY, declaration)
+        target = table_of(table)
+        before = target.info.get(INFO_KEY, declaration)
         if before != declaration:
             raise AppConfigError(
-                f"table {table_of(table).fullname!r} is declared to be {declaration!r}, but is "
+                f"table {target.fullname!r} is declared to be {declaration!r}, but is "
                 f"{before!r} already; say one of them"
             )
+        # Not in place: tables that got their info from one base's __table_args__ share the dict.
+        target.info = {**target.info, INFO_KEY: declaration}
         return table
 
     return declare

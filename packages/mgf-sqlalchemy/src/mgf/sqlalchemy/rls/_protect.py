@@ -54,7 +54,8 @@ def protect_metadata(
     Args:
         metadata: the models' metadata, ``Base.metadata``.
         role: the role that the application connects as; it has to exist when tables are created,
-            be no superuser and have no BYPASSRLS. `ensure_app_role` makes it.
+            be no superuser, have no BYPASSRLS, and be no member of the role that creates them.
+            `ensure_app_role` makes it.
         policies: more policies, and what `share_rows` made, for any of the tables.
         grants: more privileges, such as those of a role that only reads.
         subselect: False for policies without the sub-select that asks for the tenant once in a
@@ -112,7 +113,8 @@ def protect_partitions(connection: Connection, metadata: MetaData) -> None:
         metadata: one that is protected.
 
     Raises:
-        AppConfigError: a partition is a foreign table, which cannot be protected.
+        AppConfigError: a partition is a foreign table, which cannot be protected, or a
+            shared_table.
     """
     plan = _plan(metadata, connection)
     _protect_partitions(connection, plan, plan.tables)

@@ -35,6 +35,7 @@ _EXEMPT_MEMBERSHIP = text(
     ORDER BY rolname LIMIT 1
     """
 )
+_OWN_MEMBERSHIP = text("SELECT current_user WHERE pg_has_role(:role, current_user, 'MEMBER')")
 _ATTRIBUTES = text(
     """
     SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolcanlogin,
@@ -169,7 +170,8 @@ def check_roles(connection: Connection, app: str, others: Iterable[str]) -> None
     """Make sure that roles exist, and that policies hold the application's.
 
     Raises:
-        AppConfigError: a role does not exist, or the application's is exempt from policies.
+        AppConfigError: a role does not exist, or the application's is exempt from policies, or
+            would own the tables that this connection creates.
     """
     found = {
         row.rolname: row for row in connection.execute(_ROLES, {"roles": sorted({app, *others})})
@@ -187,6 +189,7 @@ def check_roles(connection: Connection, app: str, others: Iterable[str]) -> None
             "another role, which ensure_app_role() makes"
         )
     _refuse_exempt_membership(connection, app)
+    _refuse_own_membership(connection, app)
 
 
 def _refuse_exempt_membership(connection: Connection, name: str) -> None:
@@ -195,4 +198,15 @@ def _refuse_exempt_membership(connection: Connection, name: str) -> None:
         raise AppConfigError(
             f"role {name!r} is a member of {exempt!r}, which no policy holds, and can become it; "
             f"REVOKE {exempt} FROM {name}, or let the application connect as another role"
+        )
+
+
+def _refuse_own_membership(connection: Connection, name: str) -> None:
+    """Policies hold an owner, but it may TRUNCATE, and take the policies away."""
+    owner = connection.execute(_OWN_MEMBERSHIP, {"role": name}).scalar()
+    if owner is not None:
+        raise AppConfigError(
+            f"role {name!r} is {owner!r}, or a member of it, who would own the tables and could "
+            "take their protection away; create them as a role that the application's is no "
+            "member of"
         )
