@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from sqlalchemy.engine import Connection, Engine, RootTransaction
+    from sqlalchemy.engine import Connection, Dialect, ExecutionContext, RootTransaction
 
 SETTING = "app.current_tenant"
 
@@ -118,9 +118,9 @@ class Binding:
         return _innermost(self._scopes.living())
 
     @property
-    def has_begun(self) -> bool:
-        """Whether a transaction of the connection has been seen."""
-        return self._root is not None
+    def is_shared(self) -> bool:
+        """Whether others may have a say, too."""
+        return len(self._scopes) > 1
 
     def add(self, scope: Scope) -> None:
         """Let a scope have its say."""
@@ -132,9 +132,22 @@ class Binding:
 
     def hook(self, connection: Connection) -> None:
         """After a change: look at each statement from now on, and bind first if need be."""
-        if not self._is_hooked:
-            event.listen(connection, "before_cursor_execute", _before_statement)
-            self._is_hooked = True
+        watch_statements(connection)
+        self._is_hooked = True
+
+    def before_statement(self, connection: Connection, statement: str) -> None:
+        """Bind first what a statement is about to run in, where something may have changed.
+
+        That is also so in a transaction that nobody announced: a session tells when it begins
+        one, but not when its connection was taken from it, and ended or replaced there.
+        """
+        root = connection.get_transaction()
+        if not self._is_hooked and self._root is not None and self._root() is root:
+            return
+        if not _ROLLBACK_FIRST.match(statement):
+            self.apply(connection)
+        if _ROLLBACK.search(statement):
+            self._applied = None
 
     def begin(self, connection: Connection) -> None:
         """Bind a transaction that has just begun, with its BEGIN where that is still to come.
@@ -142,8 +155,10 @@ class Binding:
         Raises:
             TenantScopeError: as `apply`.
         """
+        watch_statements(connection)
+        self._see_transaction(connection)
         refuse_unscopable(connection)
-        if not self._ask_at_begin(connection):
+        if not _ask_at_begin(connection):
             self.apply(connection)
 
     def apply(self, connection: Connection) -> None:
@@ -163,15 +178,8 @@ class Binding:
         if wanted == self._applied:
             return
         refuse_unscopable(connection)
-        if not self._ask_at_begin(connection):
+        if not _ask_at_begin(connection):
             self._send(connection, wanted)
-
-    def _ask_at_begin(self, connection: Connection) -> bool:
-        carrier = carrier_of(connection)
-        if carrier is None:
-            watch_transactions(connection.engine)
-            return False
-        return carrier.ask(partial(_bind_at_begin, weakref.ref(connection)))
 
     def bind_at_begin(self, connection: Connection) -> str | None:
         """Return what binds the transaction whose BEGIN is being sent, and take it for applied.
@@ -209,10 +217,6 @@ class Binding:
             _refuse_conflict(sorted(scopes, key=attrgetter("entered")))
         return _innermost(scopes)
 
-    def forget(self) -> None:
-        """Take what is applied for unknown: part of the transaction is being rolled back."""
-        self._applied = None
-
 
 def _innermost(scopes: list[Scope]) -> Setting:
     if len(scopes) == 1:
@@ -232,6 +236,11 @@ def binding_of(connection: Connection) -> Binding:
         binding = Binding()
         setattr(connection, _ATTRIBUTE, binding)
     return binding
+
+
+def _ask_at_begin(connection: Connection) -> bool:
+    carrier = carrier_of(connection)
+    return carrier is not None and carrier.ask(partial(_bind_at_begin, weakref.ref(connection)))
 
 
 def _bind_at_begin(reference: weakref.ref[Connection], carrier: BeginCarrier) -> str | None:
@@ -276,36 +285,31 @@ def _refuse_conflict(scopes: list[Scope]) -> None:
         )
 
 
-_watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+_watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 
-def watch_transactions(engine: Engine) -> None:
-    """Notice when a connection's transaction is ended and followed by one that nobody announced.
+def watch_statements(connection: Connection) -> None:
+    """Look at each statement that is sent by way of the connection's dialect.
 
-    A session that is bound to an engine tells when a transaction begins, but not when its
-    connection was taken from it and committed there.
+    An event of the dialect, which is asked once for each statement. Listeners on engines and
+    connections cost every statement a round through all the events there are.
     """
-    if engine not in _watched:
-        _watched.add(engine)
-        event.listen(engine, "begin", _hook_next_transaction)
-
-
-def _hook_next_transaction(connection: Connection) -> None:
-    binding = binding_of(connection)
-    if binding.has_begun:
-        binding.hook(connection)
+    if connection.dialect not in _watched:
+        _watched.add(connection.dialect)
+        for name in ("do_execute", "do_executemany"):
+            event.listen(connection.engine, name, _before_statement, insert=True)
+        event.listen(connection.engine, "do_execute_no_params", _before_plain, insert=True)
 
 
 def _before_statement(
-    connection: Connection,
-    _cursor: Any,
-    statement: str,
-    _parameters: Any,
-    _context: Any,
-    _executemany: bool,
+    _cursor: Any, statement: str, _parameters: Any, context: ExecutionContext | None
 ) -> None:
-    binding = binding_of(connection)
-    if not _ROLLBACK_FIRST.match(statement):
-        binding.apply(connection)
-    if _ROLLBACK.search(statement):
-        binding.forget()
+    if context is not None:
+        connection = context.root_connection
+        binding: Binding | None = getattr(connection, _ATTRIBUTE, None)
+        if binding is not None:
+            binding.before_statement(connection, statement)
+
+
+def _before_plain(cursor: Any, statement: str, context: ExecutionContext | None) -> None:
+    _before_statement(cursor, statement, None, context)

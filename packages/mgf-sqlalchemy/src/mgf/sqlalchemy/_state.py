@@ -157,7 +157,11 @@ class SessionState:
         self.connections.add(connection)
         binding = binding_of(connection)
         binding.add(self)
-        is_own = session.bind is connection.engine and not connection.in_nested_transaction()
+        is_own = (
+            session.bind is connection.engine
+            and not binding.is_shared
+            and not connection.in_nested_transaction()
+        )
         if not is_own:
             # Somebody else may hold this connection, with a transaction or a savepoint open, and
             # go on with it when the session has ended its own.
