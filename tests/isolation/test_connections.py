@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from harness.tenants import tenant_in_force, visible
-from mgf.sqlalchemy import create_sessionmaker, current_tenant, tenant_connection, tenant_session
+from mgf.sqlalchemy import (
+    create_sessionmaker,
+    current_tenant,
+    tenant_connection,
+    tenant_scope,
+    tenant_session,
+)
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from harness.tenants import World
 
@@ -222,3 +230,45 @@ async def test_a_savepoint_in_sql_on_a_scoped_connection(engine: AsyncEngine, wo
         await connection.execute(text("SAVEPOINT mine"))
         await connection.execute(text("ROLLBACK TO mine"))
         assert await visible(connection) == A
+
+
+async def test_a_session_that_is_handed_another_sessions_connection_is_refused(
+    sessionmaker: async_sessionmaker[AsyncSession], world: World
+) -> None:
+    """It is of the same engine, and yet not its own."""
+    async with tenant_scope(sessionmaker, world.a) as owner, sessionmaker() as other:
+        assert await visible(owner) == A
+        handed = {"bind": (await owner.connection()).sync_connection}
+        with pytest.raises(TenantScopeError, match="shared"):
+            await other.execute(text("SELECT note FROM invoice"), bind_arguments=handed)
+
+
+async def _replace(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.rollback()
+
+
+@pytest.mark.parametrize("change", [AsyncConnection.commit, _replace])
+async def test_what_is_done_to_a_sessions_own_connection_does_not_unscope_it(
+    sessionmaker: async_sessionmaker[AsyncSession],
+    world: World,
+    change: Callable[[AsyncConnection], Awaitable[None]],
+) -> None:
+    """The session is not told: its transaction goes on in another one."""
+    async with tenant_scope(sessionmaker, world.a) as session:
+        connection = await session.connection()
+        assert await visible(session) == A
+        await change(connection)
+        assert await visible(session) == A
+
+
+async def test_autocommit_set_by_hand_on_a_sessions_own_connection_is_refused(
+    sessionmaker: async_sessionmaker[AsyncSession], world: World
+) -> None:
+    async with tenant_scope(sessionmaker, world.a) as session:
+        connection = await session.connection()
+        assert await visible(session) == A
+        await connection.commit()
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(TenantScopeError, match="AUTOCOMMIT"):
+            await visible(session)

@@ -425,6 +425,21 @@ async def test_scopes_left_in_the_wrong_order_are_an_error_and_leave_no_tenant(
     assert await visible(session) == []
 
 
+async def test_scopes_of_one_tenant_left_in_the_wrong_order(
+    session: AsyncSession, world: World
+) -> None:
+    """The one that is still open stays in force."""
+    first, second = tenant_session(session, world.a), tenant_session(session, world.a)
+    await first.__aenter__()
+    await second.__aenter__()
+    with pytest.raises(TenantScopeError, match="reverse order"):
+        await first.__aexit__(None, None, None)
+    assert await visible(session) == ["a1", "a2"]
+    await second.__aexit__(None, None, None)
+    assert current_tenant(session) is None
+    assert await visible(session) == []
+
+
 async def test_objects_expired_by_a_commit_in_the_inner_scope_come_back_expired(
     engine: AsyncEngine, world: World
 ) -> None:

@@ -342,6 +342,7 @@ async def test_a_column_of_the_parent_that_no_model_knows_is_not_taken_for_the_c
     database.run(
         "CREATE TABLE invoice (id int PRIMARY KEY, tenant_id uuid, note text, invoice_id int)",
         "ALTER TABLE invoice ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY tenant_floor ON invoice AS RESTRICTIVE USING (true)",
         "GRANT SELECT ON invoice TO app",
     )
     database.create(Base.metadata)

@@ -45,12 +45,20 @@ class ScopeFrame:
         outer_objects: those of the tenant that was in force before.
         endings: how many transactions whose end expires objects the session had seen.
         entered: its place in the order of entering.
+        entries: how many blocks are in it; entering the tenant in force makes no new one.
     """
 
     setting: Setting
     outer_objects: ObjectRefs
     endings: int
     entered: int = field(default_factory=next_place)
+    entries: int = 1
+
+
+_OUT_OF_ORDER = (
+    "a tenant scope was left while one that was entered later on the same session is still open; "
+    "leave scopes in the reverse order of entering them"
+)
 
 
 @dataclass(eq=False)
@@ -90,7 +98,13 @@ class SessionState:
         return self._frames[-1].setting if self._frames else Setting(None, self.loud)
 
     def enter(self, session: Session, tenant: UUID) -> ScopeFrame:
-        """Change to a tenant, and set aside the objects of the one that was in force."""
+        """Change to a tenant, and set aside the objects of the one that was in force.
+
+        The tenant that is in force already changes nothing, and makes no new frame.
+        """
+        if self.tenant == tenant:
+            self._frames[-1].entries += 1
+            return self._frames[-1]
         kept = self._tenantless.attached_to(session) if self._frames else list(session)
         forget_derived(session, kept)
         outer_objects = NO_OBJECTS
@@ -107,13 +121,20 @@ class SessionState:
         return frame
 
     def leave(
-        self, session: Session, frame: ScopeFrame, *, discard: bool, is_closed: bool = False
+        self,
+        session: Session,
+        frame: ScopeFrame,
+        *,
+        is_maker: bool,
+        discard: bool,
+        is_closed: bool = False,
     ) -> None:
         """Change back to what was in force before a scope, with its objects.
 
         Args:
             session: the session.
             frame: what `enter` returned.
+            is_maker: it was made for the block that leaves, the outermost of those in it.
             discard: forget changes that were not flushed.
             is_closed: the session has just been closed, and holds nothing any more.
 
@@ -121,14 +142,16 @@ class SessionState:
             TenantScopeError: an inner scope has not been left yet. It stays in force, and what
                 this scope had around it comes back when the inner one is left.
         """
+        frame.entries -= 1
+        if frame.entries:
+            if is_maker:
+                raise TenantScopeError(_OUT_OF_ORDER)
+            return
         if frame is not self._frames[-1]:
             inner = self._frames[self._frames.index(frame) + 1]
             inner.outer_objects = frame.outer_objects
             self._frames.remove(frame)
-            raise TenantScopeError(
-                "a tenant scope was left while one that was entered later on the same session "
-                "is still open; leave scopes in the reverse order of entering them"
-            )
+            raise TenantScopeError(_OUT_OF_ORDER)
         self._frames.pop()
         try:
             if not is_closed:

@@ -165,13 +165,14 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
         tenant: a plain UUID.
     """
 
-    __slots__ = ("_frame", "_given", "_session", "_tenant")
+    __slots__ = ("_frame", "_given", "_is_maker", "_session", "_tenant")
 
     def __init__(self, given: _Session, session: AsyncSession, tenant: UUID) -> None:
         self._given = given
         self._session = session
         self._tenant = tenant
         self._frame: ScopeFrame | None = None
+        self._is_maker = False
 
     async def __aenter__(self) -> _Session:
         if self._frame is not None:
@@ -182,17 +183,16 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
         _refuse_unscopable_bind(session)
         await _meet_open_transaction(self._session)
         state = state_of(session)
-        if state.tenant != self._tenant:
+        self._is_maker = state.tenant != self._tenant
+        if self._is_maker:
             await _flush(self._session)
-            self._frame = state.enter(session, self._tenant)
+        self._frame = state.enter(session, self._tenant)
         return self._given
 
     async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
-        if self._frame is None:
-            return
         is_complete = False
         try:
-            if exc_type is None:
+            if exc_type is None and self._frame is not None and self._frame.entries == 1:
                 await _flush(self._session)
                 is_complete = True
         finally:
@@ -201,9 +201,11 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
     def leave(self, *, discard: bool, is_closed: bool = False) -> None:
         """Leave the scope, see `SessionState.leave`."""
         frame, self._frame = self._frame, None
-        if frame is not None:  # else the tenant was in force already
+        if frame is not None:
             session = self._session.sync_session
-            state_of(session).leave(session, frame, discard=discard, is_closed=is_closed)
+            state_of(session).leave(
+                session, frame, is_maker=self._is_maker, discard=discard, is_closed=is_closed
+            )
 
 
 @asynccontextmanager
