@@ -11,6 +11,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from harness.migrations import (
@@ -166,6 +167,19 @@ async def test_by_a_timeout(project: Project, ini: Path, database: URL, url: URL
         async with asyncio.timeout(1.5):
             await upgrade(ini, database_url=url)
 
+    assert open_connections(database) == []
+
+
+async def test_by_a_cancel_scope_of_anyio(
+    project: Project, ini: Path, database: URL, url: URL
+) -> None:
+    """It cancels again at every turn of the loop."""
+    project.add(SLEEP)
+
+    with anyio.move_on_after(1.5) as scope:
+        await upgrade(ini, database_url=url)
+
+    assert scope.cancelled_caught
     assert open_connections(database) == []
 
 

@@ -122,8 +122,6 @@ def _changes_revisions() -> bool:
     """Say whether the command has a destination, as upgrade, downgrade and stamp have."""
     try:
         context.get_revision_argument()
-    except CommandError:  # a relative one, or "head" where there are several
-        return True
     except (AttributeError, KeyError, NameError):  # none, or a test replaced Alembic's functions
         return False
     return True
