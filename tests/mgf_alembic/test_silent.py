@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"]
 UPDATE = """op.execute("UPDATE invoice SET note = 'done'")"""
+SELECT = """op.execute("SELECT count(*) FROM invoice")"""
 SET_TENANT = f"""op.execute("SET LOCAL app.current_tenant = '{ONE}'")"""
 
 OWN_TABLE = """
@@ -29,12 +30,12 @@ CREATE TABLE note (
 IN_SAVEPOINT = f"""
 with op.get_bind().begin_nested() as savepoint:
     {SET_TENANT}
-    {UPDATE}
+    {SELECT}
     savepoint.rollback()
 """
 BY_FUNCTION = f"""
 {SET_TENANT}
-{UPDATE}
+{SELECT}
 op.execute("SELECT set_config('app.current_tenant', '', true)")
 """
 
@@ -131,12 +132,12 @@ class TestNoFalseAlarm:
         assert warnings_of(project, held, UPDATE) == []
 
     def test_where_force_is_suspended(self, project: Project, held: URL) -> None:
-        block = f'with op.rls_suspended("invoice"):\n    {UPDATE}'
+        block = f'with op.rls_suspended("invoice"):\n    {UPDATE}\n    {SELECT}'
 
         assert warnings_of(project, as_migrator(held), block) == []
 
     def test_where_a_tenant_is_set(self, project: Project, held: URL) -> None:
-        assert warnings_of(project, as_migrator(held), f"{SET_TENANT}\n{UPDATE}") == []
+        assert warnings_of(project, as_migrator(held), f"{SET_TENANT}\n{UPDATE}\n{SELECT}") == []
         assert rows(held, "SELECT count(*) FROM invoice WHERE note = 'done'") == [1]
 
     async def test_where_rows_were_changed(self, project: Project, held: URL) -> None:
@@ -177,11 +178,11 @@ class TestState:
     @pytest.mark.parametrize(
         "before",
         [
-            f'with op.rls_suspended("invoice"):\n    {UPDATE}',
+            f'with op.rls_suspended("invoice"):\n    {SELECT}',
             IN_SAVEPOINT,
             BY_FUNCTION,
-            f"{SET_TENANT}\n{UPDATE}\nop.execute('RESET app.current_tenant')",
-            f"{SET_TENANT}\n{UPDATE}\nwith op.get_context().autocommit_block():\n    pass",
+            f"{SET_TENANT}\n{SELECT}\nop.execute('RESET app.current_tenant')",
+            f"{SET_TENANT}\n{SELECT}\nwith op.get_context().autocommit_block():\n    pass",
         ],
     )
     def test_a_table_that_is_hidden_again_is_told(
@@ -199,6 +200,16 @@ op.execute("DELETE FROM country")
 """
 
         assert len(warnings_of(project, as_migrator(held), upgrade)) == 1
+
+    def test_the_tenant_of_one_migration_is_none_of_the_next(
+        self, project: Project, held: URL
+    ) -> None:
+        project.add(f"{SET_TENANT}\n{SELECT}")
+        project.add(SELECT)
+        engine = create_engine(as_migrator(held), poolclass=NullPool)
+
+        with engine.connect() as connection:
+            assert len(warnings_of(project, held, connection=connection)) == 1
 
     def test_each_table_is_told_once(self, project: Project, held: URL) -> None:
         project.add(f"{UPDATE}\n{UPDATE}")

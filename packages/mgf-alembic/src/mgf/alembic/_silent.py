@@ -84,11 +84,8 @@ def warn_when_silent(connection: Connection) -> Generator[None]:
         yield
         return
     watch = _Watch()
-    listeners = {
-        "after_cursor_execute": watch.after_execute,
-        "begin": watch.forget,
-        "rollback_savepoint": watch.forget,
-    }
+    # Savepoints are statements, which it sees; the beginning of a transaction is none.
+    listeners = {"after_cursor_execute": watch.after_execute, "begin": watch.forget}
     for name, listener in listeners.items():
         event.listen(connection, name, listener)
     try:
