@@ -37,6 +37,7 @@ configure_env(**arguments | context.config.attributes.get("arguments", {}))
 TEMPLATE = '''"""${message}"""
 from alembic import op
 import sqlalchemy as sa
+${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
