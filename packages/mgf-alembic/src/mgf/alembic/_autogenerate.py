@@ -13,6 +13,7 @@ from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import MetaData
 from sqlalchemy.dialects import postgresql
 
+from mgf.alembic._columns import convert_strings
 from mgf.alembic._dependencies import TableKey, hindering_policies, table_key
 from mgf.alembic._operations import (
     AlterPolicyOp,
@@ -116,7 +117,8 @@ class Comparison:
             grants=tuple(one for one in expected.grants if self._schema_of(one) in schemas),
         )
         places = {(self._schema_of(one), "") for one in self._expected.grants}
-        places.update(one.key for one in (*self._expected.tables, *self._expected.views))
+        places.update(one.key for one in self._expected.tables)
+        places.update(one.key for one in self._expected.views)
         self._there = rls.read_protection(
             connection, schemas={schema for schema, _ in chain(places, compared)}
         )
@@ -125,6 +127,7 @@ class Comparison:
         """Return Alembic's operations with what has to come before and after them."""
         partitions = {one.key for one in self._expected.tables if one.partition_of is not None}
         kept = [one for one in operations if self._key(one) not in partitions]
+        self._convert(kept)
         created = [self._key(one) for one in kept if isinstance(one, ops.CreateTableOp)]
         hindering = hindering_policies(self._connection, kept, self._there.tables)
         before: list[ops.MigrateOperation] = list(self._unprotect(kept))
@@ -145,6 +148,12 @@ class Comparison:
         after = [*self._create_again(hindering), *after]
         new = [one for one in map(self._written, created) if one is not None]
         return [*before, *kept, *(ProtectTableOp(_bare(one)) for one in new), *after]
+
+    def _convert(self, operations: Sequence[ops.MigrateOperation]) -> None:
+        tenant_columns = {one.key: one.indexed for one in self._expected.tables}
+        for one in operations:
+            if isinstance(one, ops.ModifyTableOps):
+                convert_strings(one, tenant_columns.get(self._key(one) or (None, ""), ()))
 
     def _differences(self, created: Collection[TableKey | None]) -> Iterator[rls.Difference]:
         old = tuple(one for one in self._expected.tables if one.key not in created)
@@ -169,9 +178,7 @@ class Comparison:
         for key in sorted(concerned & declared, key=repr):
             table = self._written(key)
             for policy in table.policies if table is not None else ():
-                there = self._there.table(key[1], key[0])
-                known = {one.name for one in there.policies} if there is not None else set[str]()
-                if (key, policy.name) in hindering or policy.name not in known:
+                if (key, policy.name) in hindering:
                     yield CreatePolicyOp(policy)
         for policy in self._policies(hindering):
             if (policy.schema, policy.table) not in declared:
@@ -188,7 +195,7 @@ class Comparison:
             yield GrantPrivilegesOp(one.expected)
         elif one.aspect == "grant":
             yield RevokePrivilegesOp(one.there)
-        elif one.aspect == "view":
+        elif one.aspect == "view" and one.expected is not None:
             yield self._view(one.expected, one.there)
 
     def _view(

@@ -31,22 +31,23 @@ _FIXES = {
     "42P07": "drop the one that is there before, or take another name",
     "3F000": "create the schema before, or correct its name",
 }
+# What other databases have too.
+_PORTABLE = (rls.CreateInvokerView, rls.DropInvokerView)
 
 
 class ProtectionOp(MigrateOperation):
     """An operation on what protects tables."""
 
-    # What it is called as, and whether other databases have it too.
+    # What it is called as.
     call: ClassVar[str]
-    is_portable: ClassVar[bool] = False
 
     @abstractmethod
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what it is called with: what is positional, and keywords."""
 
     @abstractmethod
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
-        """Return what it sends to a database of this dialect."""
+    def statements(self) -> Iterable[ExecutableDDLElement]:
+        """Return what it sends."""
 
     def policies(self) -> Iterable[rls.Policy]:
         """Return the policies that it makes."""
@@ -88,7 +89,7 @@ class ProtectTableOp(ProtectionOp):
     def policies(self) -> Iterable[rls.Policy]:
         return self.protection.policies
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return rls.protect_table(self.protection)
 
     def reverse(self) -> UnprotectTableOp:
@@ -120,7 +121,7 @@ class UnprotectTableOp(ProtectionOp):
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.protection,), {}
 
-    def statements(self, dialect: str) -> Iterator[ExecutableDDLElement]:
+    def statements(self) -> Iterator[ExecutableDDLElement]:
         one = self.protection
         for grant in one.grants:
             if grant.privileges:
@@ -168,7 +169,7 @@ class CreatePolicyOp(ProtectionOp):
     def policies(self) -> Iterable[rls.Policy]:
         return (self.policy,)
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return (rls.CreatePolicy(self.policy),)
 
     def reverse(self) -> DropPolicyOp:
@@ -200,7 +201,7 @@ class DropPolicyOp(ProtectionOp):
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.policy,), {}
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return (rls.DropPolicy(self.policy),)
 
     def reverse(self) -> CreatePolicyOp:
@@ -242,7 +243,7 @@ class AlterPolicyOp(ProtectionOp):
     def policies(self) -> Iterable[rls.Policy]:
         return (self.policy,)
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return rls.DropPolicy(self.existing), rls.CreatePolicy(self.policy)
 
     def reverse(self) -> AlterPolicyOp:
@@ -313,7 +314,7 @@ class AlterRowSecurityOp(ProtectionOp):
         keywords |= zip(names, (*self.after, *self.before), strict=True)
         return (self.table_name,), keywords
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         enabled, forced = self.after
         return (
             rls.AlterRowSecurity(
@@ -358,7 +359,7 @@ class GrantPrivilegesOp(ProtectionOp):
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.grant,), {}
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return (rls.GrantPrivileges(self.grant),)
 
     def reverse(self) -> RevokePrivilegesOp:
@@ -390,7 +391,7 @@ class RevokePrivilegesOp(ProtectionOp):
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.grant,), {}
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return (rls.RevokePrivileges(self.grant),)
 
     def reverse(self) -> GrantPrivilegesOp:
@@ -400,13 +401,13 @@ class RevokePrivilegesOp(ProtectionOp):
 @Operations.implementation_for(ProtectionOp)
 def _run(operations: Operations, operation: ProtectionOp) -> None:
     migrations = operations.get_context()
-    if migrations.dialect.name != "postgresql" and not operation.is_portable:
-        return
-    if not migrations.as_sql:
+    is_postgresql = migrations.dialect.name == "postgresql"
+    if is_postgresql and not migrations.as_sql:
         _check_roles(operations, operation)
     try:
-        for statement in operation.statements(migrations.dialect.name):
-            operations.execute(statement)
+        for statement in operation.statements():
+            if is_postgresql or isinstance(statement, _PORTABLE):
+                operations.execute(statement)
     except DBAPIError as error:
         fix = _FIXES.get(sqlstate(error) or "")
         if fix is None:

@@ -22,11 +22,12 @@ _WIDTH = 95
 @renderers.dispatch_for(ProtectionOp)
 def _render(context: AutogenContext, operation: ProtectionOp) -> str:
     positional, keywords = operation.arguments()
-    if any(is_dataclass(one) for one in (*positional, *keywords.values())):
-        context.imports.add(_IMPORT)
     # The option is documented, and "op." its default.
     prefix = context.opts.get("alembic_module_prefix") or "op."
-    return _call(f"{prefix}{operation.call}", _arguments(positional, keywords), 0)
+    call = _call(f"{prefix}{operation.call}", _arguments(positional, keywords), 0)
+    if "rls." in call:
+        context.imports.add(_IMPORT)
+    return call
 
 
 def _arguments(positional: Iterable[Any], keywords: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -23,8 +23,6 @@ _PARAMETER = re.compile(r"(?<![:\w\\]):(?=\w)")
 
 
 class _ViewOp(ProtectionOp):
-    is_portable = True
-
     def __init__(
         self,
         view_name: str,
@@ -74,16 +72,15 @@ class CreateInvokerViewOp(_ViewOp):
         """
         operations.invoke(cls(view_name, select, schema=schema, grants=grants))
 
-    def statements(self, dialect: str) -> Iterator[ExecutableDDLElement]:
+    def statements(self) -> Iterator[ExecutableDDLElement]:
         select = text(_PARAMETER.sub(r"\\:", self.select)).columns()
         yield rls.CreateInvokerView(self.view_name, select, schema=self.schema)
-        if dialect == "postgresql":
-            nobody = rls.Grant((), self.view_name, schema=self.schema, to="PUBLIC")
-            for grant in (nobody, *self.grants):
-                yield rls.RevokePrivileges(replace(grant, privileges=("ALL",)))
-            for grant in self.grants:
-                if grant.privileges:
-                    yield rls.GrantPrivileges(grant)
+        nobody = rls.Grant((), self.view_name, schema=self.schema, to="PUBLIC")
+        for grant in (nobody, *self.grants):
+            yield rls.RevokePrivileges(replace(grant, privileges=("ALL",)))
+        for grant in self.grants:
+            if grant.privileges:
+                yield rls.GrantPrivileges(grant)
 
     def reverse(self) -> DropInvokerViewOp:
         return DropInvokerViewOp(
@@ -118,7 +115,7 @@ class DropInvokerViewOp(_ViewOp):
         """
         operations.invoke(cls(view_name, select, schema=schema, grants=grants))
 
-    def statements(self, dialect: str) -> Iterator[ExecutableDDLElement]:
+    def statements(self) -> Iterator[ExecutableDDLElement]:
         yield rls.DropInvokerView(self.view_name, schema=self.schema)
 
     def reverse(self) -> CreateInvokerViewOp:
@@ -177,7 +174,7 @@ class AlterViewSecurityOp(ProtectionOp):
         schema = {} if self.schema is None else {"schema": self.schema}
         return (self.view_name,), {**schema, "invoker": self.invoker}
 
-    def statements(self, dialect: str) -> Iterable[ExecutableDDLElement]:
+    def statements(self) -> Iterable[ExecutableDDLElement]:
         return (_SetSecurityInvoker(self.view_name, self.schema, invoker=self.invoker),)
 
     def reverse(self) -> AlterViewSecurityOp:
