@@ -253,3 +253,27 @@ def test_a_migration_that_cannot_run_says_why_and_changes_nothing(
 
     assert empty.ask("SELECT count(*) FROM pg_class WHERE relname = 't'") == 0
     assert empty.ask("SELECT count(*) FROM pg_policy") == 0
+
+
+def test_an_index_that_became_invalid_is_named(project: Project, empty: Database) -> None:
+    project.autogenerate(empty.url, notes())
+    empty.run(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_note_tenant_id'::regclass"
+    )
+
+    with pytest.raises(AppConfigError, match=r"'note'.*no valid index led by 'tenant_id'.*REINDEX"):
+        project.check(empty.url, notes())
+
+
+def test_a_revision_on_a_branch_of_its_own_is_complete(project: Project, empty: Database) -> None:
+    project.autogenerate(empty.url, notes())
+    arguments = {"database_url": empty.url, "target_metadata": notes()}
+    config = project.config(**arguments)
+    command.revision(config, "other", head="base", branch_label="other")
+    project.run(command.upgrade, "heads", **arguments)
+    empty.run("DROP POLICY tenant_floor ON note")
+
+    command.revision(config, "repair", autogenerate=True, head="other@head")
+    project.run(command.upgrade, "heads", **arguments)
+
+    project.check(empty.url, notes())
