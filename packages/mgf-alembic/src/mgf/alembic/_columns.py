@@ -33,8 +33,10 @@ def convert_strings(operations: ops.ModifyTableOps, columns: tuple[str, ...]) ->
 
 def _convert(one: ops.AlterColumnOp) -> ConvertColumnOp:
     # All that the operation was made with: its constructor takes what its attributes are called.
-    names = ("existing_type", "existing_server_default", "existing_nullable", "existing_comment")
-    names += ("modify_type", "modify_server_default", "modify_nullable", "modify_comment")
+    names = (
+        *("existing_type", "existing_server_default", "existing_nullable", "existing_comment"),
+        *("modify_type", "modify_server_default", "modify_nullable", "modify_comment"),
+    )
     state: dict[str, Any] = {name: getattr(one, name) for name in names}
     return ConvertColumnOp(one.table_name, one.column_name, schema=one.schema, **state)
 
