@@ -46,9 +46,10 @@ configure_env(database_url=os.environ.get("NO_URL"), target_metadata=MetaData())
 TEMPLATE = '''"""${message}"""
 from alembic import op
 import sqlalchemy as sa
+${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
-branch_labels = None
+branch_labels = ${repr(branch_labels)}
 depends_on = None
 
 
@@ -123,6 +124,21 @@ class Project:
 
     def upgrade(self, database_url: str | URL | None, **arguments: Any) -> None:
         self.run(command.upgrade, "head", database_url=database_url, **arguments)
+
+    def autogenerate(self, database_url: str | URL, metadata: Any, **arguments: Any) -> str:
+        """Let Alembic write a revision after the last one, upgrade to it, and return it."""
+        arguments |= {"database_url": database_url, "target_metadata": metadata}
+        folder = self.folder / "migrations" / "versions"
+        known = set(folder.glob("*.py"))
+        command.revision(self.config(**arguments), autogenerate=True)
+        (script,) = set(folder.glob("*.py")) - known
+        self.run(command.upgrade, "head", **arguments)
+        return script.read_text()
+
+    def check(self, database_url: str | URL, metadata: Any, **arguments: Any) -> None:
+        """Raise unless autogenerate finds nothing to do."""
+        arguments |= {"database_url": database_url, "target_metadata": metadata}
+        self.run(command.check, **arguments)
 
     def sql(self, database_url: str | URL | None, **arguments: Any) -> str:
         """Return the script of `alembic upgrade head --sql`."""

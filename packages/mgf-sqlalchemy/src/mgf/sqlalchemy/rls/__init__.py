@@ -25,18 +25,25 @@ from mgf.sqlalchemy.rls._keys import tenant_foreign_key, tenant_unique
 from mgf.sqlalchemy.rls._predicates import tenant_default, tenant_predicate
 from mgf.sqlalchemy.rls._protect import (
     declared_protection,
+    is_protected,
     protect_metadata,
     protect_partitions,
 )
-from mgf.sqlalchemy.rls._role import ensure_app_role
+from mgf.sqlalchemy.rls._role import check_roles, ensure_app_role
 from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection, ViewProtection
-from mgf.sqlalchemy.rls._views import CreateInvokerView, invoker_view
+from mgf.sqlalchemy.rls._views import (
+    CreateInvokerView,
+    DropInvokerView,
+    create_views,
+    invoker_view,
+)
 
 __all__ = [
     "AlterRowSecurity",
     "CreateInvokerView",
     "CreatePolicy",
     "Difference",
+    "DropInvokerView",
     "DropPolicy",
     "Grant",
     "GrantPrivileges",
@@ -47,13 +54,16 @@ __all__ = [
     "TenantMixin",
     "UnprotectedViewWarning",
     "ViewProtection",
+    "check_roles",
     "child_table",
     "compare_protection",
+    "create_views",
     "declared_protection",
     "deparse",
     "ensure_app_role",
     "expected_protection",
     "invoker_view",
+    "is_protected",
     "protect_metadata",
     "protect_partitions",
     "protect_table",

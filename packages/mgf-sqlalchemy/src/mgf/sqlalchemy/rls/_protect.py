@@ -88,6 +88,11 @@ def protect_metadata(
         raise
 
 
+def is_protected(metadata: MetaData) -> bool:
+    """Say whether `protect_metadata` was called on a metadata."""
+    return INFO_KEY in metadata.info
+
+
 def declared_protection(metadata: MetaData) -> Protection:
     """Return what a metadata declares, as it is written there.
 

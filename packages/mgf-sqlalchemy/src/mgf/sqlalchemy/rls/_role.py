@@ -169,6 +169,11 @@ def _raise(failure: BaseException, name: str) -> NoReturn:
 def check_roles(connection: Connection, app: str, others: Iterable[str]) -> None:
     """Make sure that roles exist, and that policies hold the application's.
 
+    Args:
+        connection: to PostgreSQL.
+        app: the role that policies have to hold.
+        others: roles that only have to exist.
+
     Raises:
         AppConfigError: a role does not exist, or the application's is exempt from policies, or
             would own the tables that this connection creates.

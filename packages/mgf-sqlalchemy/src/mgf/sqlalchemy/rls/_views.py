@@ -51,7 +51,12 @@ class CreateInvokerView(ExecutableDDLElement):
 
 
 class DropInvokerView(ExecutableDDLElement):
-    """``DROP VIEW IF EXISTS``."""
+    """``DROP VIEW IF EXISTS``.
+
+    Args:
+        name: of the view.
+        schema: of the view; None is the default schema.
+    """
 
     def __init__(self, name: str, *, schema: str | None = None) -> None:
         self.name = name
@@ -94,6 +99,12 @@ def invoker_view(
     clause = table(name, *columns, schema=schema)
     views.append(View(name, schema, select, clause))
     return clause
+
+
+def create_views(metadata: MetaData) -> Iterator[CreateInvokerView]:
+    """Yield the statements that create the views of a metadata, each after those that it reads."""
+    for view in views_of(metadata):
+        yield CreateInvokerView(view.name, view.select, schema=view.schema)
 
 
 def views_of(metadata: MetaData) -> list[View]:

@@ -1,0 +1,296 @@
+"""Let autogenerate see what protects tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from alembic.autogenerate import comparators
+from alembic.operations import ops
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import postgresql
+
+from mgf.alembic._columns import convert_strings
+from mgf.alembic._dependencies import TableKey, hindering_policies, table_key
+from mgf.alembic._operations import (
+    AlterPolicyOp,
+    AlterRowSecurityOp,
+    CreatePolicyOp,
+    DropPolicyOp,
+    GrantPrivilegesOp,
+    ProtectTableOp,
+    RevokePrivilegesOp,
+    UnprotectTableOp,
+)
+from mgf.alembic._views import AlterViewSecurityOp, CreateInvokerViewOp
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy import rls
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from alembic.autogenerate.api import AutogenContext
+    from sqlalchemy import Connection, Table
+
+    from mgf.alembic._dependencies import PolicyKey
+
+# Where mgf.sqlalchemy.rls keeps what a table was declared to be, in `Table.info`.
+_DECLARATION = "mgf.sqlalchemy.rls"
+
+# The tables that Alembic compares: those that include_name and include_object let through.
+_compared: WeakKeyDictionary[AutogenContext, set[TableKey]] = WeakKeyDictionary()
+
+
+# By the registry that Alembic keeps for extensions which are no plugin, and so whatever
+# `autogenerate_plugins` names.
+@comparators.dispatch_for("table", qualifier="postgresql")
+def _note_table(
+    context: AutogenContext,
+    _operations: ops.ModifyTableOps,
+    schema: str | None,
+    name: str,
+    _there: Table | None,
+    _declared: Table | None,
+) -> PriorityDispatchResult:
+    _compared.setdefault(context, set()).add((schema, str(name)))
+    return PriorityDispatchResult.CONTINUE
+
+
+@comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.LAST)
+def _compare(
+    context: AutogenContext, upgrade: ops.UpgradeOps, schemas: set[str | None]
+) -> PriorityDispatchResult:
+    given = context.metadata
+    listed: Sequence[MetaData] = [given] if isinstance(given, MetaData) else given or []
+    metadatas = [one for one in listed if rls.is_protected(one)]
+    if metadatas and context.connection is not None:
+        comparison = Comparison(
+            context.connection, metadatas, _compared.get(context, set()), schemas
+        )
+        upgrade.ops[:] = comparison.extend(upgrade.ops)
+    return PriorityDispatchResult.CONTINUE
+
+
+@comparators.dispatch_for("schema", priority=DispatchPriority.LAST)
+def _leave_out_declarations(
+    _context: AutogenContext, upgrade: ops.UpgradeOps, _schemas: set[str | None]
+) -> PriorityDispatchResult:
+    """Keep out of scripts what models say about their tables, which Alembic would copy there."""
+    for one in upgrade.ops:
+        if isinstance(one, ops.CreateTableOp):
+            one.info.pop(_DECLARATION, None)
+    return PriorityDispatchResult.CONTINUE
+
+
+class Comparison:
+    """Compares what is declared with what is there.
+
+    Args:
+        connection: to PostgreSQL.
+        metadatas: those that are protected.
+        compared: schema and name of each table that counts.
+        schemas: those that count.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        metadatas: Sequence[MetaData],
+        compared: Collection[TableKey],
+        schemas: Collection[str | None],
+    ) -> None:
+        self._connection = connection
+        self._metadatas = metadatas
+        self._default = connection.dialect.default_schema_name
+        expected = _merge([rls.expected_protection(connection, one) for one in metadatas])
+        self._expected = replace(
+            expected,
+            tables=tuple(
+                one
+                for one in expected.tables
+                if one.key in compared or one.partition_of in compared
+            ),
+            views=tuple(one for one in expected.views if one.schema in schemas),
+            grants=tuple(one for one in expected.grants if self._schema_of(one) in schemas),
+        )
+        places = {(self._schema_of(one), "") for one in self._expected.grants}
+        places.update(one.key for one in self._expected.tables)
+        places.update(one.key for one in self._expected.views)
+        self._there = rls.read_protection(
+            connection, schemas={schema for schema, _ in chain(places, compared)}
+        )
+
+    def extend(self, operations: Sequence[ops.MigrateOperation]) -> list[ops.MigrateOperation]:
+        """Return Alembic's operations with what has to come before and after them."""
+        partitions = {one.key for one in self._expected.tables if one.partition_of is not None}
+        kept = [one for one in operations if self._key(one) not in partitions]
+        self._convert(kept)
+        created = [self._key(one) for one in kept if isinstance(one, ops.CreateTableOp)]
+        hindering = hindering_policies(self._connection, kept, self._there.tables)
+        before: list[ops.MigrateOperation] = list(self._unprotect(kept))
+        after: list[ops.MigrateOperation] = []
+        before += [DropPolicyOp(one) for one in self._policies(hindering)]
+        for one in self._differences(created):
+            if (
+                one.aspect == "policy"
+                and (one.table, (one.there or one.expected).name) in hindering
+            ):
+                continue
+            if one.aspect == "policy" and one.expected is None:
+                before.append(DropPolicyOp(one.there))
+            elif one.aspect == "index":
+                after += self._index(one, kept)
+            else:
+                after += self._repair(one)
+        after = [*self._create_again(hindering), *after]
+        new = [one for one in map(self._written, created) if one is not None]
+        return [*before, *kept, *(ProtectTableOp(_bare(one)) for one in new), *after]
+
+    def _convert(self, operations: Sequence[ops.MigrateOperation]) -> None:
+        tenant_columns = {one.key: one.indexed for one in self._expected.tables}
+        for one in operations:
+            if isinstance(one, ops.ModifyTableOps):
+                convert_strings(one, tenant_columns.get(self._key(one) or (None, ""), ()))
+
+    def _differences(self, created: Collection[TableKey | None]) -> Iterator[rls.Difference]:
+        old = tuple(one for one in self._expected.tables if one.key not in created)
+        return rls.compare_protection(replace(self._expected, tables=old), self._there)
+
+    def _unprotect(self, operations: Sequence[ops.MigrateOperation]) -> Iterator[UnprotectTableOp]:
+        for one in operations:
+            key = self._key(one)
+            if key is not None and isinstance(one, ops.DropTableOp):
+                table = self._there.table(key[1], key[0])
+                if table and (table.policies or table.enabled or table.forced or table.grants):
+                    yield UnprotectTableOp(_bare(table))
+
+    def _policies(self, keys: Collection[PolicyKey]) -> Iterator[rls.Policy]:
+        for table in self._there.tables:
+            yield from (one for one in table.policies if (table.key, one.name) in keys)
+
+    def _create_again(self, hindering: Collection[PolicyKey]) -> Iterator[CreatePolicyOp]:
+        """Yield policies that stood in the way: as declared, or as they were on other tables."""
+        concerned = {key for key, _ in hindering}
+        declared = {one.key for one in self._expected.tables}
+        for key in sorted(concerned & declared, key=repr):
+            table = self._written(key)
+            for policy in table.policies if table is not None else ():
+                if (key, policy.name) in hindering:
+                    yield CreatePolicyOp(policy)
+        for policy in self._policies(hindering):
+            if (policy.schema, policy.table) not in declared:
+                yield CreatePolicyOp(policy)
+
+    def _repair(self, one: rls.Difference) -> Iterator[ops.MigrateOperation]:
+        if one.aspect == "policy" and one.there is None:
+            yield CreatePolicyOp(self._written_policy(one.expected))
+        elif one.aspect == "policy":
+            yield AlterPolicyOp(one.expected, existing=one.there)
+        elif one.aspect == "row security" and one.table is not None:
+            yield _row_security(one.table, one.expected, one.there)
+        elif one.aspect == "grant" and one.expected is not None:
+            yield GrantPrivilegesOp(one.expected)
+        elif one.aspect == "grant":
+            yield RevokePrivilegesOp(one.there)
+        elif one.aspect == "view" and one.expected is not None:
+            yield self._view(one.expected, one.there)
+
+    def _view(
+        self, expected: rls.ViewProtection, there: rls.ViewProtection | None
+    ) -> ops.MigrateOperation:
+        if there is None:
+            return CreateInvokerViewOp(
+                expected.name,
+                self._select(expected),
+                schema=expected.schema,
+                grants=expected.grants,
+            )
+        if there.materialized:
+            raise AppConfigError(
+                f"{expected.key!r} (schema, name) is declared as invoker_view(), but is a "
+                "materialized view in the database, which no policy can protect; drop it"
+            )
+        return AlterViewSecurityOp(expected.name, schema=expected.schema, invoker=True)
+
+    def _select(self, view: rls.ViewProtection) -> str:
+        # "named", because the driver's own style would double every percent sign.
+        dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+        for metadata in self._metadatas:
+            for one in rls.create_views(metadata):
+                if table_key(one.schema, one.name, self._default) == view.key:
+                    options: dict[str, Any] = {"literal_binds": True}
+                    return str(one.select.compile(dialect=dialect, compile_kwargs=options))
+        raise AssertionError(view)
+
+    def _index(
+        self, one: rls.Difference, operations: Sequence[ops.MigrateOperation]
+    ) -> Iterator[ops.MigrateOperation]:
+        """Yield an index for a partition or child; Alembic sees those of its tables itself."""
+        schema, name = key = one.table or (None, "")
+        table = next(each for each in self._expected.tables if each.key == key)
+        column = str(one.expected)
+        if table.partition_of is not None:
+            yield ops.CreateIndexOp(f"ix_{name}_{column}", name, [column], schema=schema)
+        elif not any(self._key(each) == key for each in operations):
+            raise AppConfigError(
+                f"table {key!r} (schema, name) has no valid index led by {column!r}, though "
+                "everything declared is there; REINDEX what CREATE INDEX CONCURRENTLY left "
+                "invalid, or declare an Index in the models"
+            )
+
+    def _written_policy(self, policy: rls.Policy) -> rls.Policy:
+        table = self._written((policy.schema, policy.table))
+        names = {one.name: one for one in table.policies} if table is not None else {}
+        return names.get(policy.name, policy)
+
+    def _written(self, key: TableKey | None) -> rls.TableProtection | None:
+        """Return what a table is declared to have, in the words of the models if they are known.
+
+        They read better in a migration than what PostgreSQL makes of them.
+        """
+        if key is None:
+            return None
+        for metadata in self._metadatas:
+            for one in rls.declared_protection(metadata).tables:
+                if table_key(one.schema, one.name, self._default) == key:
+                    return one
+        return next((one for one in self._expected.tables if one.key == key), None)
+
+    def _key(self, operation: ops.MigrateOperation) -> TableKey | None:
+        if isinstance(operation, ops.CreateTableOp | ops.DropTableOp | ops.ModifyTableOps):
+            return table_key(operation.schema, operation.table_name, self._default)
+        return None
+
+    def _schema_of(self, grant: rls.Grant) -> str | None:
+        schema = grant.on if grant.kind == "SCHEMA" else grant.schema
+        return None if schema == self._default else schema
+
+
+def _merge(protections: Sequence[rls.Protection]) -> rls.Protection:
+    return rls.Protection(
+        tables=tuple(chain.from_iterable(one.tables for one in protections)),
+        views=tuple(chain.from_iterable(one.views for one in protections)),
+        grants=tuple(chain.from_iterable(one.grants for one in protections)),
+    )
+
+
+def _bare(table: rls.TableProtection) -> rls.TableProtection:
+    """Leave out what the operations do not need."""
+    return replace(table, indexed=(), partition_of=None)
+
+
+def _row_security(
+    key: TableKey, after: tuple[bool, bool], before: tuple[bool, bool]
+) -> AlterRowSecurityOp:
+    schema, name = key
+    return AlterRowSecurityOp(
+        name,
+        schema=schema,
+        enabled=after[0],
+        forced=after[1],
+        existing_enabled=before[0],
+        existing_forced=before[1],
+    )
