@@ -17,14 +17,12 @@ from mgf.alembic._columns import convert_strings
 from mgf.alembic._dependencies import TableKey, hindering_policies, table_key
 from mgf.alembic._operations import (
     AlterPolicyOp,
-    AlterRowSecurityOp,
     CreatePolicyOp,
     DropPolicyOp,
-    GrantPrivilegesOp,
     ProtectTableOp,
-    RevokePrivilegesOp,
     UnprotectTableOp,
 )
+from mgf.alembic._privileges import AlterRowSecurityOp, GrantPrivilegesOp, RevokePrivilegesOp
 from mgf.alembic._views import AlterViewSecurityOp, CreateInvokerViewOp
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import rls

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic.autogenerate import renderers
 
-from mgf.alembic._operations import ProtectionOp
+from mgf.alembic._operation import ProtectionOp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from alembic.operations import Operations
 from sqlalchemy import ExecutableDDLElement, text
 from sqlalchemy.ext.compiler import compiles
 
-from mgf.alembic._operations import ProtectionOp
+from mgf.alembic._operation import ProtectionOp
 from mgf.sqlalchemy import rls
 
 if TYPE_CHECKING:
