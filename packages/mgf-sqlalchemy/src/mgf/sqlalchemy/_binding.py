@@ -153,7 +153,6 @@ class Binding:
         _refuse_conflict(self._live())
         root = connection.get_transaction()
         if root is not None and (self._root is None or self._root() is not root):
-            self._drop_carried(connection)
             self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
         wanted = self.wanted
         if wanted != self._applied:
@@ -166,7 +165,6 @@ class Binding:
 
     def _send(self, connection: Connection, statements: list[str]) -> None:
         changes_tenant = self.wanted.tenant != self._read_by
-        self._applied = None
         self._is_sending = True
         try:
             send(connection, statements, ends_work=changes_tenant)

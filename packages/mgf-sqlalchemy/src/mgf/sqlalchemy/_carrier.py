@@ -62,7 +62,7 @@ class BeginCarrier:
     # The signature is asyncpg's, its own timeout included.
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
         """Run a query, BEGIN with what it carries in the same round trip."""
-        begins = query.startswith("BEGIN") and not args
+        begins = query.startswith("BEGIN")
         if begins:
             type(self).sees_begin = True
         carried = self._carried if begins else None
