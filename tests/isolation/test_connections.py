@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from harness.tenants import tenant_in_force, visible
 from mgf.sqlalchemy import (
@@ -17,7 +18,7 @@ from mgf.sqlalchemy import (
     tenant_scope,
     tenant_session,
 )
-from mgf.sqlalchemy.errors import TenantScopeError
+from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,6 +43,40 @@ async def test_every_transaction_of_the_connection(engine: AsyncEngine, world: W
         assert current_tenant(connection) is None
         assert await visible(connection) == []
         assert await tenant_in_force(connection) is None
+
+
+async def test_a_connection_of_an_engine_made_by_others(world: World) -> None:
+    engine = create_async_engine(world.app)
+    async with engine.connect() as connection:
+        for tenant, notes in ((world.a, A), (world.b, B)):
+            async with tenant_connection(connection, tenant):
+                assert await visible(connection) == notes
+                await connection.commit()
+                assert await visible(connection) == notes
+        assert await visible(connection) == []
+    await engine.dispose()
+
+
+async def test_a_result_of_no_tenant_ends_where_a_scope_begins(
+    engine: AsyncEngine, world: World
+) -> None:
+    """Also when the tenant of the transaction before was the same."""
+    async with engine.connect() as connection:
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
+            await connection.commit()
+        result = await connection.stream(
+            text("SELECT n FROM generate_series(1, 1000) n LEFT JOIN invoice ON true"),
+            execution_options={"yield_per": 10},
+        )
+        assert len(await result.fetchmany(10)) == 10
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
+            # SQLAlchemy lets asyncpg's own error pass here.
+            with pytest.raises((DBAPIError, asyncpg.PostgresError)) as caught:
+                await result.fetchall()
+            assert sqlstate(caught.value) == "34000"
+            await connection.rollback()
 
 
 async def test_scopes_of_a_connection_nest(engine: AsyncEngine, world: World) -> None:

@@ -146,6 +146,9 @@ async def test_no_tenant_takes_a_place_in_the_statement_caches(
         for _ in range(20):
             async with tenant_session(session, uuid4()):
                 await visible(session)
+        for _ in range(WARM):
+            async with tenant_session(session, world.a):
+                await visible(session)
         await session.commit()
         for _ in range(20):
             async with tenant_session(session, uuid4()):

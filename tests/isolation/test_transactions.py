@@ -313,8 +313,51 @@ async def test_a_session_of_an_engine_made_by_others(world: World) -> None:
     await engine.dispose()
 
 
-async def test_an_engine_that_streams_all_results(world: World) -> None:
-    engine = create_engine(world.app, execution_options={"stream_results": True})
+class StartsInAnotherWay(asyncpg.Connection):  # type: ignore[misc] # ships no types
+    """What SQLAlchemy asks for a transaction, and what does not begin one with BEGIN."""
+
+    def transaction(self, **options: Any) -> StartsInAnotherWay:
+        return self
+
+    async def start(self) -> None:
+        await self.execute("START TRANSACTION")
+
+    async def commit(self) -> None:
+        await self.execute("COMMIT")
+
+    async def rollback(self) -> None:
+        await self.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("driver", ["asyncpg"])
+async def test_a_driver_that_does_not_begin_with_begin(world: World) -> None:
+    """Then nothing is left to travel with a BEGIN that never comes."""
+    options = {"connection_class": StartsInAnotherWay}
+    engine = create_engine(world.app, connect_args=options)
+    async with tenant_scope(async_sessionmaker(engine), world.a) as session:
+        for _ in range(2):
+            assert await visible(session) == A
+            assert await tenant_in_force(session) == world.a
+            await session.commit()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg"])
+async def test_a_begin_of_the_drivers_own_after_the_scope(
+    session: AsyncSession, world: World
+) -> None:
+    """SQLAlchemy has not sent the BEGIN that was to take the tenant along."""
+    async with tenant_session(session, world.a):
+        connection = await session.connection()
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    async with raw.transaction():
+        assert await raw.fetchval("SELECT count(*) FROM invoice") == 0
+
+
+@pytest.mark.parametrize("made_by", [create_engine, create_async_engine])
+async def test_an_engine_that_streams_all_results(world: World, made_by: Any) -> None:
+    engine = made_by(world.app, execution_options={"stream_results": True})
     async with tenant_scope(async_sessionmaker(engine), world.a) as session:
         result = await session.stream(NOTES)
         assert [row.note async for row in result] == A
@@ -404,15 +447,37 @@ async def test_a_savepoint_that_rolls_back_ends_no_result_of_the_same_tenant(
         assert len(await result.fetchall()) == 1990
 
 
+@pytest.mark.parametrize("sql", ["; ROLLBACK TO mine", "SELECT 1; ROLLBACK TO mine"])
 async def test_a_savepoint_of_another_tenant_rolled_back_in_sql(
-    session: AsyncSession, world: World
+    session: AsyncSession, world: World, driver: str, sql: str
 ) -> None:
     async with tenant_session(session, world.a):
         await session.execute(text("SAVEPOINT mine"))
         async with tenant_session(session, world.b):
             assert await visible(session) == B
-            await session.execute(text("; ROLLBACK TO mine"))
+            if driver == "asyncpg":  # which sends one statement at a time
+                sql = sql.removeprefix("SELECT 1")
+            await session.execute(text(sql))
             assert await visible(session) == B
+
+
+@pytest.mark.parametrize("in_sql", [False, True])
+async def test_a_savepoint_rolled_back_after_an_error_and_a_change_of_the_tenant(
+    session: AsyncSession, world: World, in_sql: bool
+) -> None:
+    """In a failed transaction nothing can be sent before ROLLBACK TO."""
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        savepoint = await session.begin_nested()
+        await session.execute(text("SAVEPOINT mine"))
+        async with tenant_session(session, world.b):
+            with pytest.raises(DBAPIError, match="division by zero"):
+                await session.execute(text("SELECT 1/0"))
+        if in_sql:
+            await session.execute(text("-- back\nROLLBACK TO mine"))
+        else:
+            await savepoint.rollback()
+        assert await visible(session) == A
 
 
 async def test_a_deferred_trigger_runs_for_the_tenant_that_caused_it(
@@ -428,3 +493,20 @@ async def test_a_deferred_trigger_runs_for_the_tenant_that_caused_it(
         "SELECT tenant_id FROM audit WHERE tenant_id = ANY($1) ORDER BY note", [world.a, world.b]
     )
     assert tenants == [world.a, world.b]
+
+
+async def test_row_security_is_left_alone_where_no_tenant_is_required(
+    session: AsyncSession, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when nobody knows what is in force, after a savepoint."""
+    with caplog.at_level("DEBUG", logger="mgf.sqlalchemy"):
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+            savepoint = await session.begin_nested()
+            async with tenant_session(session, world.b):
+                assert await visible(session) == B
+            await savepoint.rollback()
+            assert await visible(session) == A
+    sent = " ".join(caplog.messages)
+    assert str(world.b) in sent
+    assert "row_security" not in sent
