@@ -1,7 +1,8 @@
-"""Databases of every PostgreSQL server in which nothing is wrong."""
+"""A database on every PostgreSQL server, in which nothing is wrong."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,14 +12,20 @@ from harness.schemas import Database
 from harness.servers import new_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
     from sqlalchemy import URL
 
 
-@pytest.fixture
-async def correct(any_postgres_url: URL) -> AsyncIterator[Correct]:
-    """A database of its own for each test, on each server in turn."""
-    database = Database(await new_database(any_postgres_url))
+@pytest.fixture(scope="session")
+def untouched(any_postgres_url: URL) -> Iterator[Correct]:
+    database = Database(asyncio.run(new_database(any_postgres_url)))
     yield Correct(database)
-    await database.dispose()
+    asyncio.run(database.dispose())
+
+
+@pytest.fixture
+def correct(untouched: Correct) -> Iterator[Correct]:
+    """The same for every test of a server; what a test changes is rolled back."""
+    yield untouched
+    untouched.database.owner.rollback()

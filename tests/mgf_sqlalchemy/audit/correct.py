@@ -72,7 +72,7 @@ def make_metadata(role: str) -> MetaData:
 
 
 class Correct:
-    """A database with that schema, of which tests break one thing at a time."""
+    """A database with that schema, in which tests break one thing at a time."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -81,7 +81,7 @@ class Correct:
         self.metadata = make_metadata(self.role)
         self.metadata.create_all(database.owner)
         database.owner.commit()
-        self.run(
+        self.change(
             "CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM (0) TO (100)",
             "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)",
             "CREATE VIEW all_numbers WITH (security_invoker = on) AS SELECT * FROM numbers",
@@ -90,13 +90,14 @@ class Correct:
         protect_partitions(database.owner, self.metadata)
         database.owner.commit()
 
-    def run(self, *statements: str) -> None:
-        self.database.run(*(one.replace("{role}", self.role) for one in statements))
+    def change(self, *statements: str) -> None:
+        """Run statements as superuser; the fixture rolls them back."""
+        for one in statements:
+            sql = one.replace("{role}", self.role).replace("%", "%%")
+            self.database.owner.exec_driver_sql(sql)
 
     def audit(self, **options: Any) -> Report:
-        report = audit_connection(self.database.owner, **{"role": self.role, **options})
-        self.database.owner.rollback()
-        return report
+        return audit_connection(self.database.owner, **{"role": self.role, **options})
 
     def ids(self, **options: Any) -> set[str]:
         """Return the ids of what counts, but for the age of the server."""

@@ -13,6 +13,6 @@ def test_with_its_metadata_nothing_is_found(correct: Correct) -> None:
 
 
 def test_without_metadata_nothing_is_found(correct: Correct) -> None:
-    correct.run("DROP TABLE remark")
+    correct.change("DROP TABLE remark")
 
     assert correct.ids() == set()

@@ -194,7 +194,7 @@ DOORS = [
 
 @pytest.mark.parametrize(("mistake", "check"), [*ROLES, *TABLES, *POLICIES, *KEYS, *DOORS])
 def test_a_mistake_is_found_by_its_id(correct: Correct, mistake: str, check: str) -> None:
-    correct.run("DROP TABLE remark", mistake)
+    correct.change("DROP TABLE remark", mistake)
 
     assert check in correct.ids()
 
@@ -228,6 +228,6 @@ DECLARED = [
 def test_what_is_not_as_declared_is_found_by_its_id(
     correct: Correct, mistake: str, check: str
 ) -> None:
-    correct.run(mistake)
+    correct.change(mistake)
 
     assert check in correct.ids(metadata=correct.metadata)

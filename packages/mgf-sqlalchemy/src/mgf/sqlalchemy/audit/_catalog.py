@@ -27,6 +27,7 @@ _NO_EXTENSION = """
                 AND x.objid = {alias}.oid AND x.deptype = 'e')
 """
 
+# asyncpg has bytes for the one-byte type "char": hence the casts to text.
 _SERVER = """
     SELECT current_database() AS database, session_user::text AS session_user,
            current_user::text AS "current_user",
@@ -52,7 +53,7 @@ _SCHEMAS = f"""
     FROM pg_namespace AS n WHERE {_IS_OURS} ORDER BY n.nspname
 """
 _RELATIONS = f"""
-    SELECT c.oid, n.nspname, c.relname, c.relkind, o.rolname AS owner,
+    SELECT c.oid, n.nspname, c.relname, c.relkind::text, o.rolname AS owner,
            quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS sql,
            o.rolsuper OR o.rolbypassrls AS owner_exempt,
            c.relrowsecurity, c.relforcerowsecurity,
@@ -94,14 +95,14 @@ _UNIQUE_KEYS = f"""
 """
 _FOREIGN_KEYS = f"""
     SELECT k.conname, quote_ident(k.conname) AS sql, k.conrelid, k.confrelid,
-           k.conkey, k.confkey, k.confdeltype, k.confupdtype
+           k.conkey, k.confkey, k.confdeltype::text, k.confupdtype::text
     FROM pg_constraint AS k JOIN pg_namespace AS n ON n.oid = k.connamespace
     WHERE {_IS_OURS} AND k.contype = 'f' AND k.conparentid = 0
     ORDER BY k.conrelid, k.conname
 """
 # PostgreSQL's own functions and operators are pinned, and so in no pg_depend.
 _POLICY_FUNCTIONS = """
-    SELECT DISTINCT o.polrelid, o.polname, p.provolatile, p.prosecdef,
+    SELECT DISTINCT o.polrelid, o.polname, p.provolatile::text, p.prosecdef,
            fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql
     FROM pg_policy AS o
     JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid
