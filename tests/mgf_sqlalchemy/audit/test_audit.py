@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from mgf_sqlalchemy.audit.correct import Correct
 
+from harness.schemas import Database
+from harness.servers import new_database
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import create_engine
 from mgf.sqlalchemy.audit import Finding, NotProven, Report, audit, audit_connection
 from mgf.sqlalchemy.rls import Policy, protect_metadata, tenant_table
 
 if TYPE_CHECKING:
-    from mgf_sqlalchemy.audit.correct import Correct
+    from sqlalchemy import URL
 
 OBJECTS = "SELECT count(*) FROM pg_class"
 
@@ -32,6 +35,47 @@ async def test_an_engine_is_audited_and_nothing_is_left_behind(correct: Correct)
 
     assert {one.id for one in report.findings} <= {"login-resets-role", "server-cve-floor"}
     assert owner.scalar(sa.text(OBJECTS)) == before
+
+
+async def test_asyncpg_finds_what_psycopg_finds(any_postgres_url: URL) -> None:
+    """Drivers differ in the types they have for catalogs' columns."""
+    correct = Correct(Database(await new_database(any_postgres_url)))
+    correct.change(
+        "CREATE FUNCTION f() RETURNS uuid LANGUAGE sql IMMUTABLE AS 'SELECT NULL::uuid'",
+        "ALTER POLICY tenant_isolation ON invoice USING (tenant_id = f())",
+        "ALTER TABLE line ADD FOREIGN KEY (invoice_id) REFERENCES invoice (id) ON DELETE CASCADE",
+        "ALTER TABLE invoice ADD UNIQUE (number)",
+        "CREATE FUNCTION g() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+        "CREATE PUBLICATION p FOR TABLE invoice",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+    )
+    correct.database.owner.commit()
+    engine = create_engine(correct.database.url)
+    try:
+        report = await audit(engine, role=correct.role)
+        expected = correct.audit()
+    finally:
+        await engine.dispose()
+        await correct.database.dispose()
+
+    assert report == expected
+    assert len({one.id for one in report.findings}) >= 8
+
+
+def test_a_floor_of_ones_own_is_none(correct: Correct) -> None:
+    """A restrictive policy that is declared, but says nothing of tenants, makes nothing milder."""
+    metadata = sa.MetaData()
+    table = sa.Table("own", metadata, sa.Column("tenant_id", sa.Uuid, primary_key=True))
+    policy = Policy("floor", table, using="tenant_id <> gen_random_uuid()", restrictive=True)
+    tenant_table(policies=[policy])(table)
+    protect_metadata(metadata, role=correct.role)
+    metadata.create_all(correct.database.owner)
+    correct.change(
+        "DROP POLICY tenant_floor ON own", "ALTER POLICY tenant_isolation ON own USING (true)"
+    )
+
+    severities = {one.id: one.severity for one in correct.audit(metadata=metadata).findings}
+    assert severities["policy-always-true"] == "critical"
 
 
 def test_the_role_itself_may_ask(correct: Correct) -> None:

@@ -16,6 +16,7 @@ from mgf.sqlalchemy.audit._checks.policies import custom_policies
 from mgf.sqlalchemy.audit._finding import SEVERITIES, Finding
 from mgf.sqlalchemy.audit._report import Report
 from mgf.sqlalchemy.audit._subject import expect
+from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
 from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ async def audit(
     without this library: then every table with the tenant column has tenants' rows, and so has
     the table that tenant columns refer to.
 
-    Takes a fixed number of queries: 0.8 s for 1,000 tables on a laptop's two cores.
+    Takes a fixed number of statements, 37 without metadata, and for 1,000 tables about 0.6 s of
+    processor time, client and server together; with a metadata 1.3 s (PostgreSQL 18, asyncpg).
+    A child table of the metadata costs some statements more, where its policies differ.
 
     Args:
         bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT.
@@ -102,7 +105,12 @@ def audit_connection(
     with scratch(connection):
         with scratch(connection):
             connection.execute(EMPTY_SEARCH_PATH)
-            snapshot = read_snapshot(connection, role=role, setting=setting)
+            snapshot = read_snapshot(
+                connection,
+                role=role,
+                setting=setting,
+                columns=[tenant_column, *_declared_columns(metadata)],
+            )
         # On the path that was: the metadata's predicates name its tables without a schema.
         bound = connection.execute(_CURRENT, {"setting": setting}).scalar()
         expectation = expect(
@@ -119,6 +127,14 @@ def audit_connection(
         not_proven=tuple(custom_policies(expectation.subject)),
         ignored=ignored,
     )
+
+
+def _declared_columns(metadata: MetaData | None) -> Iterator[str]:
+    for table in () if metadata is None else metadata.tables.values():
+        declaration = declaration_of(table)
+        if isinstance(declaration, TenantTable):
+            column = find_column(table, declaration.column)
+            yield declaration.column if column is None else column.name
 
 
 def _findings(expectation: Expectation) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from mgf.sqlalchemy.audit._snapshot import Column, Relation, Snapshot
 from mgf.sqlalchemy.rls import read_protection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection, Row
 
@@ -27,6 +27,11 @@ _NO_EXTENSION = """
                 AND x.objid = {alias}.oid AND x.deptype = 'e')
 """
 
+# Names by which programs know a tenant: a regular expression, in PostgreSQL and in Python.
+TENANT_LIKE = (
+    "((tenant|org|organi[sz]ation|account|workspace|company|team|client|customer)_?(id|uuid)"
+    "|tenant)"
+)
 # asyncpg has bytes for the one-byte type "char": hence the casts to text.
 _SERVER = """
     SELECT current_database() AS database, session_user::text AS session_user,
@@ -71,6 +76,7 @@ _RELATIONS = f"""
       AND {_NO_EXTENSION.format(catalog="pg_class", alias="c")}
     ORDER BY n.nspname, c.relname
 """
+# Those that are in keys, or may say whose a row is: of most tables that is a few out of many.
 _COLUMNS = f"""
     SELECT a.attrelid, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) AS type,
            a.attnotnull, a.attidentity <> '' AS identity,
@@ -80,6 +86,13 @@ _COLUMNS = f"""
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE {_IS_OURS} AND a.attnum > 0 AND NOT a.attisdropped
+      AND (a.attname = ANY(CAST(:names AS name[])) OR a.attname ~* '^{TENANT_LIKE}$'
+           OR (a.attrelid, a.attnum) IN (
+               SELECT conrelid, unnest(conkey) FROM pg_constraint WHERE contype = 'f'
+               UNION ALL
+               SELECT confrelid, unnest(confkey) FROM pg_constraint WHERE contype = 'f'
+               UNION ALL
+               SELECT indrelid, unnest(indkey) FROM pg_index WHERE indisunique OR indisexclusion))
     ORDER BY a.attrelid, a.attnum
 """
 # What partitions have of their parents is told once.
@@ -180,9 +193,11 @@ _PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES",
 class _Reader:
     """Asks a connection about a role."""
 
-    def __init__(self, connection: Connection, role: str, setting: str) -> None:
+    def __init__(
+        self, connection: Connection, role: str, setting: str, names: Sequence[str]
+    ) -> None:
         self._connection = connection
-        self._parameters: dict[str, Any] = {"role": role, "setting": setting}
+        self._parameters: dict[str, Any] = {"role": role, "setting": setting, "names": names}
 
     def rows(self, sql: str, **more: Any) -> tuple[Row[Any], ...]:
         query = text(sql)
@@ -191,15 +206,23 @@ class _Reader:
         return tuple(self._connection.execute(query, asked))
 
 
-def read_snapshot(connection: Connection, *, role: str | None, setting: str) -> Snapshot:
+def read_snapshot(
+    connection: Connection, *, role: str | None, setting: str, columns: Iterable[str]
+) -> Snapshot:
     """Return what the catalogs say about a role, the current user unless given.
+
+    Args:
+        connection: with an empty search path.
+        role: to ask about.
+        setting: that holds the tenant.
+        columns: names of tenant columns.
 
     Raises:
         AppConfigError: there is no such role.
     """
     server = connection.execute(text(_SERVER)).one()
     name = role or server.current_user
-    reader = _Reader(connection, name, setting)
+    reader = _Reader(connection, name, setting, sorted(set(columns)))
     roles = reader.rows(_ROLE)
     if not roles:
         raise AppConfigError(

@@ -44,7 +44,7 @@ class Relation:
         forced: FORCE ROW LEVEL SECURITY.
         privileges: of the audited role, by grant, by membership or by PUBLIC.
         public: privileges of PUBLIC.
-        columns: by number.
+        columns: by number, those in keys and those that may say whose a row is.
         policies: on the relation.
         indexed: columns that lead an index.
         parents: oids of what it is a partition or child of.

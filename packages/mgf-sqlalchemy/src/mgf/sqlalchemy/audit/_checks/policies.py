@@ -78,7 +78,10 @@ def has_floor(subject: Subject, relation: Relation, policy: Policy) -> bool:
         for one in relation.policies
         if one.restrictive
         and "PUBLIC" in one.to
-        and (is_canonical(subject, relation, one) or _is_declared(subject, relation, one))
+        and (
+            is_canonical(subject, relation, one)
+            or (one.name.startswith(_WRITTEN) and _is_declared(subject, relation, one))
+        )
     ]
     covered = {command for one in floors for command in commands(one)}
     return covered.issuperset(commands(policy))

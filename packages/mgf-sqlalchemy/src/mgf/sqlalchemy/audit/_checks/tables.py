@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mgf.sqlalchemy.audit._catalog import TENANT_LIKE
 from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier
 
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
 
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
 
-# Names by which programs know a tenant.
-_LOOKS_LIKE_TENANT = re.compile(
-    r"(?:tenant|org|organi[sz]ation|account|workspace|company|team|client|customer)_?(?:id|uuid)"
-    r"|tenant",
-    re.IGNORECASE,
-)
+_LOOKS_LIKE_TENANT = re.compile(TENANT_LIKE, re.IGNORECASE)
 # Something is called: the default is no constant.
 _CALLS = re.compile(r"\w\(|CURRENT_|SESSION_USER|\bNULL\b", re.IGNORECASE)
 
