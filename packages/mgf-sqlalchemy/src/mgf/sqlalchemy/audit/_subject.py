@@ -105,10 +105,12 @@ def _tenants(
                 found[relation.oid] = next(iter(protection.indexed), None)
         elif relation.column(tenant_column) is not None:
             found[relation.oid] = tenant_column
+        elif declared is None and relation.enabled:
+            found[relation.oid] = None
     shared = {snapshot.by_key[key].oid for key in known.keys() & snapshot.by_key.keys()}
     for oid, column in _own_keys(snapshot, found).items():
-        if oid not in shared:
-            found.setdefault(oid, column)
+        if oid not in shared and found.get(oid) is None:
+            found[oid] = column
     _add_children(tables, found)
     return {one: found[one.oid] for one in tables if one.oid in found}
 

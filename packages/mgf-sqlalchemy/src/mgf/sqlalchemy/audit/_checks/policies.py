@@ -114,10 +114,12 @@ def _faults(
 
 
 def _is_untold(subject: Subject, relation: Relation, policy: Policy) -> bool:
-    """Say whether a policy is declared, and its predicate could not be compared.
+    """Say whether there is nothing to compare a policy's predicate with.
 
-    `custom_policies` says so; for a tenant column the recorded predicates are the judge.
+    `unproven_policies` says so; for a tenant column the recorded predicates are the judge.
     """
+    if subject.declared is None:
+        return subject.tenants[relation.oid] is None
     names = {one.name for one in subject.expected.get(relation.oid, ())}
     is_judged = policy.name.startswith(_WRITTEN) and subject.tenants[relation.oid] is not None
     return subject.recorded and policy.name in names and not is_judged
@@ -242,8 +244,17 @@ def check_functions_of_policies(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def custom_policies(subject: Subject) -> Iterator[NotProven]:
-    """Yield policies that are declared, but that equality with the canonical does not clear."""
+def unproven_policies(subject: Subject) -> Iterator[NotProven]:
+    """Yield policies that equality with the canonical predicate neither clears nor condemns."""
+    for relation in _guarded(subject):
+        for policy in _applying(subject, relation):
+            if subject.declared is None and _is_untold(subject, relation, policy):
+                yield NotProven(
+                    relation.label,
+                    f"policy {policy.name}",
+                    "the table has no tenant column, and no metadata says whose rows it has; give "
+                    "the metadata, or let a live probe tell",
+                )
     for oid, policies in subject.expected.items():
         relation = subject.snapshot.relations[oid]
         there = {one.name for one in relation.policies}
