@@ -215,6 +215,13 @@ DECLARED = [
     ("REVOKE SELECT ON invoice FROM {role}", "grant-missing"),
     ("GRANT TRUNCATE ON country TO {role}", "grant-undeclared"),
     ("CREATE TABLE other (tenant_id uuid)", "table-undeclared"),
+    (
+        (
+            f"{OTHER}; ALTER TABLE other ENABLE ROW LEVEL SECURITY;"
+            "CREATE POLICY p ON other TO {role} USING (true)"
+        ),
+        "policy-always-true",
+    ),
     ("ALTER TABLE country ENABLE ROW LEVEL SECURITY", "table-not-shared"),
     ("ALTER TABLE remark DISABLE ROW LEVEL SECURITY", "rls-off-with-policies"),
     ("ALTER TABLE event_1 DISABLE ROW LEVEL SECURITY", "partition-rls-off"),

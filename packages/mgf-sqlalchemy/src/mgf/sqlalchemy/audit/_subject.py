@@ -105,7 +105,7 @@ def _tenants(
                 found[relation.oid] = next(iter(protection.indexed), None)
         elif relation.column(tenant_column) is not None:
             found[relation.oid] = tenant_column
-        elif declared is None and relation.enabled:
+        elif relation.enabled:
             found[relation.oid] = None
     shared = {snapshot.by_key[key].oid for key in known.keys() & snapshot.by_key.keys()}
     for oid, column in _own_keys(snapshot, found).items():

@@ -192,7 +192,7 @@ def check_strays(subject: Subject) -> Iterator[Finding]:
         if relation.oid in subject.tenants:
             if subject.declared is not None and key not in shared and not relation.parents:
                 yield _undeclared(relation)
-        elif key in shared or relation.enabled:
+        elif key in shared:
             continue
         elif relation.oid in parents:
             yield _child(relation, parents[relation.oid])
@@ -205,8 +205,8 @@ def _undeclared(relation: Relation) -> Finding:
         "table-undeclared",
         "warning",
         relation.label,
-        "has a tenant column, but the metadata does not know it: nobody sees when its protection "
-        "changes",
+        "has a tenant column or row-level security, but the metadata does not know it: nobody sees "
+        "when its protection changes",
         "-- declare it with tenant_table(), child_table() or shared_table(), or drop it",
     )
 
