@@ -1,0 +1,174 @@
+"""Read the catalogs once, check, and undo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy._binding import SETTING
+from mgf.sqlalchemy.audit._catalog import read_snapshot
+from mgf.sqlalchemy.audit._checks import CHECKS
+from mgf.sqlalchemy.audit._checks.declared import check_declared
+from mgf.sqlalchemy.audit._checks.policies import unproven_policies
+from mgf.sqlalchemy.audit._finding import SEVERITIES, Finding
+from mgf.sqlalchemy.audit._report import Report
+from mgf.sqlalchemy.audit._subject import expect
+from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
+from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from sqlalchemy import Connection, MetaData
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from mgf.sqlalchemy.audit._subject import Expectation
+
+_CURRENT = text("SELECT COALESCE(current_setting(:setting, true), '')")
+
+
+async def audit(
+    bind: AsyncEngine | AsyncConnection,
+    *,
+    role: str | None = None,
+    metadata: MetaData | None = None,
+    tenant_column: str = "tenant_id",
+    setting: str = SETTING,
+    ignore: Mapping[str, str] | None = None,
+) -> Report:
+    """Check in the catalogs whether one tenant's rows are kept from the others.
+
+    Changes nothing: all of it is one transaction, or a savepoint in an open one, that is rolled
+    back. The one thing it makes is a temporary table, on which this server prints the canonical
+    predicates; where it may not (a standby, no TEMPORARY privilege), recorded ones are used, and
+    a finding of severity ``"info"`` says so. Any role may ask. Works on databases that were made
+    without this library: then every table with the tenant column has tenants' rows, and so has
+    the table that tenant columns refer to.
+
+    Takes a fixed number of statements, 37 without metadata, and for 1,000 tables about 0.6 s of
+    processor time, client and server together; with a metadata 1.3 s (PostgreSQL 18, asyncpg).
+    Each child table of the metadata adds a handful of statements.
+
+    Args:
+        bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT.
+        role: that the application connects as; the connection's own unless given.
+        metadata: one that is protected (`mgf.sqlalchemy.rls.protect_metadata`), to compare with.
+        tenant_column: name of the column that says whose a row is.
+        setting: that holds the tenant in force.
+        ignore: findings to leave out, each with the reason: ``{"table-published": "..."}`` for
+            all of an id, ``{"table-published public.invoice": "..."}`` for one object.
+
+    Raises:
+        AppConfigError: there is no such role, the database is not PostgreSQL, the connection is
+            in AUTOCOMMIT, the metadata is not protected, or a reason is blank.
+    """
+    if isinstance(bind, AsyncEngine):
+        async with bind.connect() as connection:
+            return await audit(
+                connection,
+                role=role,
+                metadata=metadata,
+                tenant_column=tenant_column,
+                setting=setting,
+                ignore=ignore,
+            )
+    return await bind.run_sync(
+        lambda connection: audit_connection(
+            connection,
+            role=role,
+            metadata=metadata,
+            tenant_column=tenant_column,
+            setting=setting,
+            ignore=ignore,
+        )
+    )
+
+
+def audit_connection(
+    connection: Connection,
+    *,
+    role: str | None = None,
+    metadata: MetaData | None = None,
+    tenant_column: str = "tenant_id",
+    setting: str = SETTING,
+    ignore: Mapping[str, str] | None = None,
+) -> Report:
+    """Do what `audit` does, on a connection that is not async."""
+    reasons = dict(ignore or {})
+    for name, reason in reasons.items():
+        if not reason.strip():
+            raise AppConfigError(f"{name!r} is ignored without a reason; say why it may stay")
+    is_scoped = connection.in_transaction()
+    with scratch(connection):
+        with scratch(connection):
+            connection.execute(EMPTY_SEARCH_PATH)
+            snapshot = read_snapshot(
+                connection,
+                role=role,
+                setting=setting,
+                columns=[tenant_column, *_declared_columns(metadata)],
+            )
+        # On the path that was: the metadata's predicates name its tables without a schema.
+        bound = connection.execute(_CURRENT, {"setting": setting}).scalar()
+        expectation = expect(
+            connection, snapshot, metadata=metadata, tenant_column=tenant_column, setting=setting
+        )
+    findings = list(_findings(expectation))
+    if bound and not is_scoped and not any(one.id == "setting-default" for one in findings):
+        findings.append(_bound(setting, snapshot.database))
+    kept, ignored = _sort_out(findings, reasons)
+    return Report(
+        database=snapshot.database,
+        role=snapshot.role.rolname,
+        findings=tuple(sorted(kept, key=_rank)),
+        not_proven=tuple(unproven_policies(expectation.subject)),
+        ignored=ignored,
+    )
+
+
+def _declared_columns(metadata: MetaData | None) -> Iterator[str]:
+    for table in () if metadata is None else metadata.tables.values():
+        declaration = declaration_of(table)
+        if isinstance(declaration, TenantTable):
+            column = find_column(table, declaration.column)
+            yield declaration.column if column is None else column.name
+
+
+def _findings(expectation: Expectation) -> Iterator[Finding]:
+    for check in CHECKS:
+        yield from check(expectation.subject)
+    if expectation.declared is not None:
+        yield from check_declared(expectation.subject, expectation.declared)
+
+
+def _bound(setting: str, database: str) -> Finding:
+    return Finding(
+        "setting-default",
+        "critical",
+        database,
+        f"{setting} is set in a transaction that nobody scoped, by the server's configuration, the "
+        "connection's options or a session that was used before: code that forgot its scope reads "
+        "and writes that tenant's rows",
+        f"-- find where it is set; ALTER SYSTEM RESET {setting};",
+    )
+
+
+def _rank(finding: Finding) -> tuple[int, str, str]:
+    return SEVERITIES.index(finding.severity), finding.id, finding.object
+
+
+def _sort_out(
+    findings: Iterable[Finding], reasons: Mapping[str, str]
+) -> tuple[list[Finding], dict[str, str]]:
+    kept: list[Finding] = []
+    ignored: dict[str, str] = {}
+    for one in findings:
+        names = [name for name in (one.id, f"{one.id} {one.object}") if name in reasons]
+        if names:
+            ignored.update({name: reasons[name] for name in names})
+        else:
+            kept.append(one)
+    return kept, ignored

@@ -1,0 +1,102 @@
+"""The predicates that hold a row to the tenant in force, as this server prints them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.errors import sqlstate
+from mgf.sqlalchemy.rls import deparse
+from mgf.sqlalchemy.rls._predicates import quote_column
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sqlalchemy import Connection
+
+    from mgf.sqlalchemy.audit._snapshot import Relation
+
+_MAY_TRY = text(
+    """
+    SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'
+           AND has_database_privilege(current_database(), 'TEMPORARY')
+    """
+)
+_QUOTED = text("SELECT name, quote_ident(name) FROM unnest(CAST(:names AS text[])) AS name")
+
+
+def may_deparse(connection: Connection) -> bool:
+    """Say whether a connection may make the temporary table that predicates are tried on."""
+    return bool(connection.execute(_MAY_TRY).scalar())
+
+
+def canonical_predicates(
+    connection: Connection,
+    tenants: Mapping[Relation, str | None],
+    setting: str,
+    *,
+    recorded: bool,
+) -> dict[int, frozenset[str]]:
+    """Return, for each relation with a tenant column, what its predicate may be.
+
+    Args:
+        connection: to deparse on.
+        tenants: relations and their tenant columns.
+        setting: that holds the tenant.
+        recorded: use what PostgreSQL 15 to 18 were seen to print, and make no temporary table.
+    """
+    shapes = {
+        relation.oid: (column, found.type)
+        for relation, column in tenants.items()
+        if column is not None and (found := relation.column(column)) is not None
+    }
+    if recorded:
+        names = sorted({column for column, _ in shapes.values()})
+        quoted = {row[0]: row[1] for row in connection.execute(_QUOTED, {"names": names})}
+        known = {one: _recorded(quoted[one[0]], one[1], setting) for one in set(shapes.values())}
+    else:
+        known = {one: _deparsed(connection, *one, setting) for one in set(shapes.values())}
+    return {oid: known[shape] for oid, shape in shapes.items()}
+
+
+def _deparsed(connection: Connection, column: str, kind: str, setting: str) -> frozenset[str]:
+    name = "'" + setting.replace("'", "''") + "'"
+    plain = f"NULLIF(current_setting({name}, true), '')"
+    values = [f"{plain}::{kind}", plain] if _is_text(kind) else [f"{plain}::{kind}"]
+    predicates = [
+        f"{quote_column(column)} = {one}"
+        for value in values
+        for one in (f"(SELECT {value})", value)
+    ]
+    try:
+        return frozenset(deparse(connection, predicates, columns={column: kind}))
+    except DBAPIError as error:
+        # Class 42: there is no such comparison, so nothing is canonical for this type.
+        if not (sqlstate(error) or "").startswith("42"):
+            raise
+        return frozenset()
+    except AppConfigError:  # The privilege was taken away since it was asked for.
+        return frozenset()
+
+
+def _recorded(column: str, kind: str, setting: str) -> frozenset[str]:
+    name = setting.replace("'", "''")
+    value = f"NULLIF(current_setting('{name}'::text, true), ''::text)"
+    if not _is_text(kind):
+        value = f"({value})::{kind}"
+    elif kind != "text":
+        column = f"({column})::text"
+    return frozenset({f'({column} = ( SELECT {value} AS "nullif"))', f"({column} = {value})"})
+
+
+def _is_text(kind: str) -> bool:
+    """Say whether a type is compared as text, which takes no work and serves its index."""
+    return kind == "text" or kind.startswith("character varying")
+
+
+def holds_to_tenant(predicate: str | None, canonical: Collection[str]) -> bool:
+    """Say whether a predicate is one of those."""
+    return predicate is not None and predicate in canonical

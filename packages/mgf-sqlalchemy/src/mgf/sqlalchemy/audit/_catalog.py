@@ -1,0 +1,299 @@
+# ruff: noqa: S608 - what is put into the queries are constants of this module
+"""The catalogs, read in a fixed number of queries, however many tables there are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.audit._snapshot import Column, Relation, Snapshot
+from mgf.sqlalchemy.rls import read_protection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection, Row
+
+    from mgf.sqlalchemy.rls import TableProtection
+    from mgf.sqlalchemy.rls._names import RelationName
+
+# What PostgreSQL made itself is left out, and what extensions made.
+_IS_OURS = r"n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
+_NO_EXTENSION = """
+    NOT EXISTS (SELECT FROM pg_depend AS x WHERE x.classid = '{catalog}'::regclass
+                AND x.objid = {alias}.oid AND x.deptype = 'e')
+"""
+
+# Names by which programs know a tenant: a regular expression, in PostgreSQL and in Python.
+TENANT_LIKE = (
+    "((tenant|org|organi[sz]ation|account|workspace|company|team|client|customer)_?(id|uuid)"
+    "|tenant)"
+)
+# asyncpg has bytes for the one-byte type "char": hence the casts to text.
+_SERVER = """
+    SELECT current_database() AS database, session_user::text AS session_user,
+           current_user::text AS "current_user",
+           CAST(current_setting('server_version_num') AS int) AS version,
+           EXISTS (SELECT FROM pg_roles WHERE rolname = session_user
+                   AND (rolsuper OR rolbypassrls)) AS login_exempt
+"""
+_ROLE = """
+    SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication
+    FROM pg_roles WHERE rolname = :role
+"""
+# SET ROLE needs an option of its own since PostgreSQL 16.
+_REACHABLE = """
+    SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication,
+           pg_has_role(:role, oid, 'USAGE') AS inherited
+    FROM pg_roles
+    WHERE pg_has_role(:role, oid, 'USAGE') OR pg_has_role(:role, oid, '{set_option}')
+    ORDER BY rolname
+"""
+_SCHEMAS = f"""
+    SELECT n.nspname, quote_ident(n.nspname) AS sql,
+           has_schema_privilege(:role, n.oid, 'CREATE') AS may_create
+    FROM pg_namespace AS n WHERE {_IS_OURS} ORDER BY n.nspname
+"""
+_RELATIONS = f"""
+    SELECT c.oid, n.nspname, c.relname, c.relkind::text, o.rolname AS owner,
+           quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS sql,
+           o.rolsuper OR o.rolbypassrls AS owner_exempt,
+           c.relrowsecurity, c.relforcerowsecurity,
+           ARRAY(SELECT p FROM unnest(CAST(:privileges AS text[])) AS p
+                 WHERE has_table_privilege(:role, c.oid, p)
+                 OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+                    AND has_any_column_privilege(:role, c.oid, p)) AS privileges,
+           ARRAY(SELECT DISTINCT one.privilege_type::text FROM aclexplode(c.relacl) AS one
+                 WHERE one.grantee = 0) AS public,
+           ARRAY(SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid) AS parents
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_roles AS o ON o.oid = c.relowner
+    WHERE {_IS_OURS} AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+      AND {_NO_EXTENSION.format(catalog="pg_class", alias="c")}
+    ORDER BY n.nspname, c.relname
+"""
+# Those that are in keys, or may say whose a row is: of most tables that is a few out of many.
+_COLUMNS = f"""
+    SELECT a.attrelid, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) AS type,
+           a.attnotnull, a.attidentity <> '' AS identity,
+           pg_get_expr(d.adbin, d.adrelid) AS default
+    FROM pg_attribute AS a
+    JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE {_IS_OURS} AND a.attnum > 0 AND NOT a.attisdropped
+      AND (a.attname = ANY(CAST(:names AS name[])) OR a.attname ~* '^{TENANT_LIKE}$'
+           OR (a.attrelid, a.attnum) IN (
+               SELECT conrelid, unnest(conkey) FROM pg_constraint WHERE contype = 'f'
+               UNION ALL
+               SELECT confrelid, unnest(confkey) FROM pg_constraint WHERE contype = 'f'
+               UNION ALL
+               SELECT indrelid, unnest(indkey) FROM pg_index WHERE indisunique OR indisexclusion))
+    ORDER BY a.attrelid, a.attnum
+"""
+# What partitions have of their parents is told once.
+_UNIQUE_KEYS = f"""
+    SELECT i.indrelid, x.relname, i.indisprimary, k.conname,
+           CAST(string_to_array(i.indkey::text, ' ') AS int[]) AS columns, i.indnkeyatts AS count
+    FROM pg_index AS i
+    JOIN pg_class AS x ON x.oid = i.indexrelid AND NOT x.relispartition
+    JOIN pg_namespace AS n ON n.oid = x.relnamespace
+    LEFT JOIN pg_constraint AS k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
+    WHERE {_IS_OURS} AND (i.indisunique OR i.indisexclusion)
+    ORDER BY i.indrelid, x.relname
+"""
+_FOREIGN_KEYS = f"""
+    SELECT k.conname, quote_ident(k.conname) AS sql, k.conrelid, k.confrelid,
+           k.conkey, k.confkey, k.confdeltype::text, k.confupdtype::text
+    FROM pg_constraint AS k JOIN pg_namespace AS n ON n.oid = k.connamespace
+    WHERE {_IS_OURS} AND k.contype = 'f' AND k.conparentid = 0
+    ORDER BY k.conrelid, k.conname
+"""
+# PostgreSQL's own functions and operators are pinned, and so in no pg_depend.
+_POLICY_FUNCTIONS = """
+    SELECT DISTINCT o.polrelid, o.polname, p.provolatile::text, p.prosecdef,
+           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql
+    FROM pg_policy AS o
+    JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid
+    LEFT JOIN pg_operator AS w ON d.refclassid = 'pg_operator'::regclass AND w.oid = d.refobjid
+    JOIN pg_proc AS p ON p.oid = COALESCE(
+        w.oprcode::oid, CASE WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid END)
+    JOIN pg_namespace AS fn ON fn.oid = p.pronamespace
+    ORDER BY o.polrelid, o.polname, function
+"""
+_FUNCTIONS = f"""
+    SELECT p.oid, n.nspname || '.' || p.proname AS label, p.oid::regprocedure::text AS sql,
+           p.prosecdef, p.proleakproof, p.proconfig, p.prosrc, o.rolname AS owner,
+           o.rolsuper OR o.rolbypassrls AS owner_exempt,
+           p.prorettype IN ('trigger'::regtype, 'event_trigger'::regtype) AS is_trigger,
+           has_function_privilege(:role, p.oid, 'EXECUTE')
+               AND has_schema_privilege(:role, n.oid, 'USAGE') AS executable
+    FROM pg_proc AS p
+    JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    JOIN pg_roles AS o ON o.oid = p.proowner
+    WHERE {_IS_OURS} AND {_NO_EXTENSION.format(catalog="pg_proc", alias="p")}
+      AND (p.prosecdef OR p.proleakproof OR p.proconfig IS NOT NULL
+           OR strpos(lower(p.prosrc), lower(:setting)) > 0)
+    ORDER BY label, sql
+"""
+_TRIGGERS = f"""
+    SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.prosecdef,
+           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS function_sql
+    FROM pg_trigger AS t
+    JOIN pg_class AS c ON c.oid = t.tgrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_proc AS p ON p.oid = t.tgfoid
+    JOIN pg_namespace AS fn ON fn.oid = p.pronamespace
+    WHERE {_IS_OURS} AND NOT t.tgisinternal AND t.tgparentid = 0
+    ORDER BY t.tgrelid, t.tgname
+"""
+_RULES = f"""
+    SELECT w.ev_class, w.rulename, quote_ident(w.rulename) AS sql
+    FROM pg_rewrite AS w
+    JOIN pg_class AS c ON c.oid = w.ev_class
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE {_IS_OURS} AND w.rulename <> '_RETURN' ORDER BY w.ev_class, w.rulename
+"""
+_SETTINGS = """
+    SELECT r.rolname, d.datname, quote_ident(r.rolname) AS role_sql,
+           quote_ident(d.datname) AS database_sql, split_part(one, '=', 1) AS name,
+           substr(one, strpos(one, '=') + 1) AS value
+    FROM pg_db_role_setting AS s
+    CROSS JOIN unnest(s.setconfig) AS one
+    LEFT JOIN pg_roles AS r ON r.oid = s.setrole
+    LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+    WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+      AND (s.setrole = 0 OR r.rolname = :role)
+    ORDER BY r.rolname, d.datname, one
+"""
+_DEFAULT_PRIVILEGES = """
+    SELECT o.rolname AS owner, quote_ident(o.rolname) AS owner_sql, n.nspname,
+           quote_ident(n.nspname) AS schema_sql, COALESCE(g.rolname, 'PUBLIC') AS grantee,
+           COALESCE(quote_ident(g.rolname), 'PUBLIC') AS grantee_sql,
+           array_agg(one.privilege_type::text ORDER BY one.privilege_type) AS privileges
+    FROM pg_default_acl AS a
+    CROSS JOIN aclexplode(a.defaclacl) AS one
+    JOIN pg_roles AS o ON o.oid = a.defaclrole
+    LEFT JOIN pg_namespace AS n ON n.oid = a.defaclnamespace
+    LEFT JOIN pg_roles AS g ON g.oid = one.grantee
+    WHERE a.defaclobjtype = 'r' AND one.grantee <> a.defaclrole
+    GROUP BY o.rolname, n.nspname, g.rolname ORDER BY o.rolname, n.nspname, g.rolname
+"""
+_PUBLICATIONS = """
+    SELECT pubname, quote_ident(pubname) AS sql, schemaname, tablename, {filtered} AS filtered
+    FROM pg_publication_tables ORDER BY pubname, schemaname, tablename
+"""
+_PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
+
+
+class _Reader:
+    """Asks a connection about a role."""
+
+    def __init__(
+        self, connection: Connection, role: str, setting: str, names: Sequence[str]
+    ) -> None:
+        self._connection = connection
+        self._parameters: dict[str, Any] = {"role": role, "setting": setting, "names": names}
+
+    def rows(self, sql: str, **more: Any) -> tuple[Row[Any], ...]:
+        query = text(sql)
+        known = {**self._parameters, **more}
+        asked = {name: known[name] for name in query.compile().params}
+        return tuple(self._connection.execute(query, asked))
+
+
+def read_snapshot(
+    connection: Connection, *, role: str | None, setting: str, columns: Iterable[str]
+) -> Snapshot:
+    """Return what the catalogs say about a role, the current user unless given.
+
+    Args:
+        connection: with an empty search path.
+        role: to ask about.
+        setting: that holds the tenant.
+        columns: names of tenant columns.
+
+    Raises:
+        AppConfigError: there is no such role.
+    """
+    server = connection.execute(text(_SERVER)).one()
+    name = role or server.current_user
+    reader = _Reader(connection, name, setting, sorted(set(columns)))
+    roles = reader.rows(_ROLE)
+    if not roles:
+        raise AppConfigError(
+            f"there is no role {name!r} in this server; name the one that the application "
+            "connects as"
+        )
+    version = server.version
+    reachable = _REACHABLE.format(set_option="SET" if version >= 160000 else "MEMBER")
+    publications = _PUBLICATIONS.format(
+        filtered="rowfilter IS NOT NULL" if version >= 150000 else "false"
+    )
+    schemas = reader.rows(_SCHEMAS)
+    default_schema = connection.dialect.default_schema_name
+    protection = read_protection(connection, schemas=[one.nspname for one in schemas])
+    return Snapshot(
+        database=server.database,
+        version=version,
+        session_user=server.session_user,
+        current_user=server.current_user,
+        login_exempt=server.login_exempt,
+        role=roles[0],
+        reachable={one.rolname: one for one in reader.rows(reachable)},
+        protection=protection,
+        default_schema=default_schema,
+        relations=_relations(
+            reader, version, {one.key: one for one in protection.tables}, default_schema
+        ),
+        unique_keys=reader.rows(_UNIQUE_KEYS),
+        foreign_keys=reader.rows(_FOREIGN_KEYS),
+        policy_functions=reader.rows(_POLICY_FUNCTIONS),
+        functions=reader.rows(_FUNCTIONS),
+        triggers=reader.rows(_TRIGGERS),
+        rules=reader.rows(_RULES),
+        settings=reader.rows(_SETTINGS),
+        default_privileges=reader.rows(_DEFAULT_PRIVILEGES),
+        publications=reader.rows(publications),
+        schemas=schemas,
+    )
+
+
+def _relations(
+    reader: _Reader,
+    version: int,
+    tables: Mapping[RelationName, TableProtection],
+    default_schema: str | None,
+) -> dict[int, Relation]:
+    columns: defaultdict[int, dict[int, Column]] = defaultdict(dict)
+    for row in reader.rows(_COLUMNS):
+        columns[row.attrelid][row.attnum] = Column(
+            row.attname, row.type, row.attnotnull, row.default, row.identity
+        )
+    privileges = [*_PRIVILEGES, "MAINTAIN"] if version >= 170000 else _PRIVILEGES
+    found: dict[int, Relation] = {}
+    for row in reader.rows(_RELATIONS, privileges=privileges):
+        schema = None if row.nspname == default_schema else row.nspname
+        protection = tables.get((schema, row.relname))
+        found[row.oid] = Relation(
+            oid=row.oid,
+            schema=row.nspname,
+            name=row.relname,
+            sql=row.sql,
+            kind=row.relkind,
+            owner=row.owner,
+            owner_exempt=row.owner_exempt,
+            enabled=row.relrowsecurity,
+            forced=row.relforcerowsecurity,
+            privileges=frozenset(row.privileges),
+            public=frozenset(row.public),
+            columns=columns[row.oid],
+            policies=() if protection is None else protection.policies,
+            indexed=() if protection is None else protection.indexed,
+            parents=tuple(row.parents),
+        )
+    return found

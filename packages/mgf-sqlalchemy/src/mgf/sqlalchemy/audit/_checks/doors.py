@@ -1,0 +1,193 @@
+"""Ways around policies: views, functions, triggers and rules that run with other rights."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from mgf.sqlalchemy.audit._finding import Finding
+from mgf.sqlalchemy.audit._sql import identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Row
+
+    from mgf.sqlalchemy.audit._snapshot import Relation, Subject
+    from mgf.sqlalchemy.rls._names import RelationName
+
+
+def check_views(subject: Subject) -> Iterator[Finding]:
+    """Yield views that show the role more than its own tenant's rows."""
+    walk = _Walk(subject)
+    for key in subject.snapshot.views:
+        relation = subject.snapshot.by_key.get(key)
+        if relation is None or not relation.privileges or not walk.reads_tenants(key):
+            continue
+        if subject.snapshot.views[key].materialized:
+            yield _copy(subject, relation)
+        elif not subject.snapshot.views[key].security_invoker:
+            yield _definer(subject, relation)
+        elif (through := walk.definer_below(key)) is not None:
+            yield _chain(subject, relation, through)
+
+
+class _Walk:
+    """Follows what views read, each view once."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._views = subject.snapshot.views
+        self._reads: dict[RelationName, bool] = {}
+
+    def reads_tenants(self, key: RelationName) -> bool:
+        """Say whether a relation has tenants' rows, or a view reads one that has."""
+        if key not in self._reads:
+            relation = self._subject.snapshot.by_key.get(key)
+            self._reads[key] = relation is not None and relation.oid in self._subject.tenants
+            if key in self._views:
+                self._reads[key] = any(map(self.reads_tenants, self._views[key].reads))
+        return self._reads[key]
+
+    def definer_below(self, key: RelationName) -> RelationName | None:
+        """Return a view with other rights than its reader's that a view reads tenants' rows by."""
+        for one in self._views[key].reads:
+            if one in self._views and self.reads_tenants(one):
+                view = self._views[one]
+                if view.materialized or not view.security_invoker:
+                    return one
+                if (below := self.definer_below(one)) is not None:
+                    return below
+        return None
+
+
+def _copy(subject: Subject, relation: Relation) -> Finding:
+    return Finding(
+        "view-materialized",
+        "critical",
+        relation.label,
+        "is a copy of tenants' rows, which no policy can protect: who may read it reads all",
+        f"REVOKE ALL ON {relation.sql} FROM PUBLIC, {identifier(subject.snapshot.role.rolname)};",
+    )
+
+
+def _definer(subject: Subject, relation: Relation) -> Finding:
+    return Finding(
+        "view-not-invoker",
+        "error",
+        relation.label,
+        f"reads tenants' rows with the rights of {relation.owner!r}"
+        + (
+            ", whom no policy holds: it shows every tenant's"
+            if relation.owner_exempt
+            else ": it shows every tenant's as soon as no policy holds that role"
+        ),
+        f"ALTER VIEW {relation.sql} SET (security_invoker = true);"
+        if subject.snapshot.version >= 150000
+        else f"DROP VIEW {relation.sql};  -- security_invoker needs PostgreSQL 15",
+    )
+
+
+def _chain(subject: Subject, relation: Relation, through: RelationName) -> Finding:
+    other = subject.snapshot.by_key[through]
+    return Finding(
+        "view-chain",
+        "error",
+        relation.label,
+        f"is read with its reader's rights, but reads {other.label}, which is not: what that one "
+        "shows of other tenants comes through",
+        f"ALTER VIEW {other.sql} SET (security_invoker = true);"
+        if other.kind == "v"
+        else f"REVOKE ALL ON {relation.sql} FROM {identifier(subject.snapshot.role.rolname)};",
+    )
+
+
+def check_functions(subject: Subject) -> Iterator[Finding]:
+    """Yield functions that the role may call and that go past policies."""
+    sets = re.compile(
+        rf"(?:set_config\s*\(\s*'|\bSET\s+(?:LOCAL\s+|SESSION\s+)?){re.escape(subject.setting)}\b",
+        re.IGNORECASE,
+    )
+    for row in subject.snapshot.functions:
+        if row.proleakproof:
+            yield Finding(
+                "function-leakproof",
+                "error",
+                row.label,
+                "is marked LEAKPROOF, so PostgreSQL may call it on rows before policies have "
+                "removed them: it sees every tenant's values",
+                f"ALTER FUNCTION {row.sql} NOT LEAKPROOF;",
+            )
+        if row.executable or row.is_trigger:
+            yield from _definer_function(subject, row)
+        if row.executable and (sets.search(row.prosrc or "") or _has(row, subject.setting)):
+            yield Finding(
+                "function-sets-tenant",
+                "error",
+                row.label,
+                f"sets {subject.setting}: who calls it, or gets a value into its arguments, "
+                "chooses whose rows are read next",
+                f"REVOKE EXECUTE ON FUNCTION {row.sql} FROM PUBLIC, "
+                f"{identifier(subject.snapshot.role.rolname)};",
+            )
+
+
+def _has(row: Row[Any], setting: str) -> bool:
+    return any(one.lower().startswith(f"{setting.lower()}=") for one in row.proconfig or ())
+
+
+def _definer_function(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
+    if not row.prosecdef:
+        return
+    if not row.is_trigger and _is_exempt(subject, row):
+        yield Finding(
+            "function-definer",
+            "error",
+            row.label,
+            f"runs with the rights of {row.owner!r}, whom no policy holds: what it reads and "
+            "writes for its caller is every tenant's",
+            f"ALTER FUNCTION {row.sql} SECURITY INVOKER;",
+        )
+    if not _has(row, "search_path"):
+        yield Finding(
+            "function-search-path",
+            "warning",
+            row.label,
+            f"runs with the rights of {row.owner!r} on its caller's search_path: a caller's own "
+            "function of a name that it uses runs with those rights",
+            f"ALTER FUNCTION {row.sql} SET search_path = pg_catalog, pg_temp;",
+        )
+
+
+def _is_exempt(subject: Subject, row: Row[Any]) -> bool:
+    """Say whether some tenant table's policies do not hold a function's owner."""
+    return row.owner_exempt or any(
+        one.owner == row.owner and not (one.enabled and one.forced) for one in subject.relations
+    )
+
+
+def check_triggers(subject: Subject) -> Iterator[Finding]:
+    """Yield triggers and rules of tenants' tables that run with other rights."""
+    relations = subject.snapshot.relations
+    for row in subject.snapshot.triggers:
+        if row.tgrelid in subject.tenants and row.prosecdef:
+            relation = relations[row.tgrelid]
+            yield Finding(
+                "trigger-definer",
+                "error",
+                relation.label,
+                f"trigger {row.tgname!r} calls {row.function} with its owner's rights: what it "
+                "writes elsewhere, and whose rows it reads, no policy of the caller decides",
+                f"ALTER FUNCTION {row.function_sql} SECURITY INVOKER;",
+            )
+    for row in subject.snapshot.rules:
+        if row.ev_class in subject.tenants:
+            relation = relations[row.ev_class]
+            yield Finding(
+                "table-rule",
+                "warning",
+                relation.label,
+                f"rule {row.rulename!r} does something else, with the rights of "
+                f"{relation.owner!r}, than the statement that was sent",
+                f"DROP RULE {row.sql} ON {relation.sql};",
+            )

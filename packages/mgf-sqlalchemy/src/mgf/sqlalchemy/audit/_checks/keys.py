@@ -1,0 +1,118 @@
+"""Keys, which PostgreSQL checks without row-level security."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from mgf.sqlalchemy.audit._finding import Finding
+from mgf.sqlalchemy.audit._sql import identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Row
+
+    from mgf.sqlalchemy.audit._snapshot import Column, Relation, Subject
+
+_GENERATES = re.compile(r"\bnextval\(|\w*uuid\w*\(", re.IGNORECASE)
+_CASCADES = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+
+
+def check_unique_keys(subject: Subject) -> Iterator[Finding]:
+    """Yield unique keys that tell a tenant which values others have."""
+    referring = {
+        (row.conrelid, number) for row in subject.snapshot.foreign_keys for number in row.conkey
+    }
+    for row in subject.snapshot.unique_keys:
+        tenant = subject.tenants.get(row.indrelid)
+        if tenant is None:
+            continue
+        relation = subject.snapshot.relations[row.indrelid]
+        numbers = row.columns[: row.count]
+        columns = [relation.columns[one] for one in numbers if one in relation.columns]
+        if tenant in (one.name for one in columns):
+            continue
+        is_alone = len(numbers) == len(columns) == 1
+        refers = any((relation.oid, one) in referring for one in numbers)
+        if is_alone and not refers and _is_generated(columns[0], is_primary=row.indisprimary):
+            continue
+        yield Finding(
+            "unique-without-tenant",
+            "warning",
+            relation.label,
+            f"{row.relname!r} is unique over all tenants: a refused INSERT tells that another "
+            "tenant has the value, and keeps it from using its own",
+            _unique_remedy(relation, row, tenant, columns),
+        )
+
+
+def _is_generated(column: Column, *, is_primary: bool) -> bool:
+    if column.identity or _GENERATES.search(column.default or ""):
+        return True
+    return is_primary and column.type == "uuid"
+
+
+def _unique_remedy(
+    relation: Relation, row: Row[Any], tenant: str, columns: Iterable[Column]
+) -> str:
+    if row.conname is None:
+        drop = f"DROP INDEX {identifier(relation.schema)}.{identifier(row.relname)};"
+    else:
+        drop = f"ALTER TABLE {relation.sql} DROP CONSTRAINT {identifier(row.conname)};"
+    names = ", ".join(map(identifier, [tenant, *(one.name for one in columns)]))
+    what = "PRIMARY KEY" if row.indisprimary else "UNIQUE"
+    return f"{drop}\nALTER TABLE {relation.sql} ADD {what} ({names});"
+
+
+def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
+    """Yield foreign keys that lead to other tenants' rows."""
+    relations = subject.snapshot.relations
+    for row in subject.snapshot.foreign_keys:
+        own, other = subject.tenants.get(row.conrelid), subject.tenants.get(row.confrelid)
+        if own is None or other is None:
+            continue  # A child table's policies look the tenant up by this key.
+        child, parent = relations[row.conrelid], relations[row.confrelid]
+        pairs = [
+            (child.columns[here].name, parent.columns[there].name)
+            for here, there in zip(row.conkey, row.confkey, strict=True)
+        ]
+        if (own, other) in pairs:
+            continue
+        remedy = _foreign_remedy(child, parent, row, own, other, pairs)
+        yield Finding(
+            "fk-without-tenant",
+            "error",
+            child.label,
+            f"foreign key {row.conname!r} to {parent.label} leaves the tenant out: a row can "
+            "refer to another tenant's, and trying tells which ones exist",
+            remedy,
+        )
+        actions = (("deletes", row.confdeltype), ("updates", row.confupdtype))
+        done = [f"{verb} ({_CASCADES[one]})" for verb, one in actions if one in _CASCADES]
+        if done:
+            yield Finding(
+                "fk-cascade",
+                "critical",
+                child.label,
+                f"foreign key {row.conname!r} leaves the tenant out and cascades: a tenant that "
+                f"{' or '.join(done)} its row in {parent.label} changes other tenants' rows",
+                remedy,
+            )
+
+
+def _foreign_remedy(
+    child: Relation,
+    parent: Relation,
+    row: Row[Any],
+    own: str,
+    other: str,
+    pairs: Iterable[tuple[str, str]],
+) -> str:
+    here, there = zip((own, other), *pairs, strict=True)
+    return (
+        f"ALTER TABLE {parent.sql} ADD UNIQUE ({', '.join(map(identifier, there))});\n"
+        f"ALTER TABLE {child.sql} DROP CONSTRAINT {row.sql},\n"
+        f"    ADD FOREIGN KEY ({', '.join(map(identifier, here))}) "
+        f"REFERENCES {parent.sql} ({', '.join(map(identifier, there))});"
+    )

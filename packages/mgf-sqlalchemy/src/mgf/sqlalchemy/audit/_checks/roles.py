@@ -1,0 +1,180 @@
+"""The role that the application connects as, and those that it can become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mgf.sqlalchemy.audit._finding import Finding
+from mgf.sqlalchemy.audit._sql import identifier, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mgf.sqlalchemy.audit._snapshot import Subject
+
+_PROGRAMS: Final = {
+    "pg_read_server_files": "read the files that tables are made of",
+    "pg_write_server_files": "overwrite the server's configuration",
+    "pg_execute_server_program": "run programs as the server's account",
+}
+_STATISTICS = ("pg_read_all_stats", "pg_monitor")
+_HARMFUL_SETTINGS: Final = {
+    "row_security": "turns queries on protected tables into errors",
+    "role": "makes every session another role than the one that was audited",
+    "session_preload_libraries": "loads code into every session",
+    "local_preload_libraries": "loads code into every session",
+}
+
+
+def check_attributes(subject: Subject) -> Iterator[Finding]:
+    """Yield attributes of the role that make policies void."""
+    role = subject.snapshot.role
+    name = role.rolname
+    for column, check, word, severity, consequence in (
+        ("rolsuper", "role-superuser", "NOSUPERUSER", "critical", "no policy holds a superuser"),
+        ("rolbypassrls", "role-bypassrls", "NOBYPASSRLS", "critical", "BYPASSRLS skips policies"),
+        ("rolcreaterole", "role-createrole", "NOCREATEROLE", "error", _CREATEROLE),
+        ("rolreplication", "role-replication", "NOREPLICATION", "error", _REPLICATION),
+    ):
+        if getattr(role, column):
+            yield Finding(
+                check,
+                severity,  # type: ignore[arg-type]  # mypy widens the literals above
+                name,
+                f"{consequence}: a connection of the application reaches every tenant's rows",
+                f"ALTER ROLE {identifier(name)} {word};",
+            )
+
+
+_CREATEROLE = "CREATEROLE makes itself a member of other roles, or resets their passwords"
+_REPLICATION = "REPLICATION copies the whole cluster, without policies"
+
+
+def check_memberships(subject: Subject) -> Iterator[Finding]:
+    """Yield roles that the role can become, or has the rights of, and should not."""
+    name = subject.snapshot.role.rolname
+    if subject.snapshot.role.rolsuper:
+        return  # It can become everyone, which is said already.
+    for other, row in subject.snapshot.reachable.items():
+        if other == name:
+            continue
+        revoke = f"REVOKE {identifier(other)} FROM {identifier(name)};  -- or from a role between"
+        attribute = "superuser" if row.rolsuper else "bypassrls" if row.rolbypassrls else None
+        if attribute is not None:
+            yield Finding(
+                f"role-reaches-{attribute}",
+                "critical",
+                name,
+                f"SET ROLE makes {other!r} of it, whom no policy holds: one statement reaches "
+                "every tenant's rows",
+                revoke,
+            )
+        if row.rolcreaterole:
+            yield Finding(
+                "role-reaches-createrole",
+                "error",
+                name,
+                f"SET ROLE makes {other!r} of it, which can create roles and join others",
+                revoke,
+            )
+        if other in _PROGRAMS:
+            yield Finding(
+                "role-server-files",
+                "critical",
+                name,
+                f"as a member of {other!r} it can {_PROGRAMS[other]}, below all policies",
+                revoke,
+            )
+    if any(one in subject.snapshot.reachable for one in _STATISTICS):
+        yield Finding(
+            "role-reads-statistics",
+            "warning",
+            name,
+            "it sees the text of other sessions' statements, with the values of other tenants",
+            f"REVOKE {', '.join(_STATISTICS)} FROM {identifier(name)};",
+        )
+
+
+def check_ownership(subject: Subject) -> Iterator[Finding]:
+    """Yield tables that belong to the role, or to one that it can become."""
+    name = subject.snapshot.role.rolname
+    for relation in subject.relations:
+        if relation.owner not in subject.snapshot.reachable or subject.snapshot.role.rolsuper:
+            continue
+        is_own = relation.owner == name
+        who = "it is" if is_own else f"it can become {relation.owner!r}, who is"
+        yield Finding(
+            "role-owns-table" if is_own else "role-reaches-owner",
+            "critical",
+            relation.label,
+            f"{name!r} may drop its policies: {who} the owner, whom FORCE holds until NO FORCE",
+            f"ALTER TABLE {relation.sql} OWNER TO ...;  -- a role that the application is not"
+            if is_own
+            else f"REVOKE {identifier(relation.owner)} FROM {identifier(name)};",
+        )
+
+
+def check_settings(subject: Subject) -> Iterator[Finding]:
+    """Yield defaults of settings that come with a role or database."""
+    for row in subject.snapshot.settings:
+        scope = _scope(row.role_sql, row.database_sql)
+        place = " in database ".join(one for one in (row.rolname, row.datname) if one) or "all"
+        remedy = f"{scope} RESET {row.name};"
+        if row.name.lower() == subject.setting.lower():
+            yield Finding(
+                "setting-default",
+                "critical",
+                place,
+                f"{subject.setting} is set by default: a session that forgot its scope reads and "
+                "writes that tenant's rows",
+                remedy,
+            )
+        elif row.name in _HARMFUL_SETTINGS and row.value not in ("", "on"):
+            yield Finding(
+                "role-setting",
+                "warning",
+                place,
+                f"its default of {row.name} {_HARMFUL_SETTINGS[row.name]}",
+                remedy,
+            )
+
+
+def _scope(role: str | None, database: str | None) -> str:
+    if role is None:
+        return f"ALTER DATABASE {database}" if database else "ALTER ROLE ALL"
+    return f"ALTER ROLE {role}" + (f" IN DATABASE {database}" if database else "")
+
+
+def check_schemas(subject: Subject) -> Iterator[Finding]:
+    """Yield schemas in which the role may create what shadows functions and operators."""
+    name = subject.snapshot.role.rolname
+    if subject.snapshot.role.rolsuper:
+        return
+    used = {relation.schema for relation in subject.relations}
+    for row in subject.snapshot.schemas:
+        if row.may_create and row.nspname in used:
+            yield Finding(
+                "role-creates-objects",
+                "warning",
+                row.nspname,
+                f"{name!r} may create functions and operators there, which others then call by "
+                "mistake, with their rights",
+                f"REVOKE CREATE ON SCHEMA {row.sql} FROM {identifier(name)}, PUBLIC;",
+            )
+
+
+def check_login(subject: Subject) -> Iterator[Finding]:
+    """Yield a login that RESET ROLE takes back to more than the role may."""
+    snapshot = subject.snapshot
+    if snapshot.session_user == snapshot.role.rolname or not snapshot.login_exempt:
+        return
+    has_changed = snapshot.current_user != snapshot.session_user
+    yield Finding(
+        "login-resets-role",
+        "error" if has_changed else "info",
+        snapshot.session_user,
+        f"the audited connection logged in as a role that no policy holds; an application that "
+        f"does so and takes {snapshot.role.rolname!r} by SET ROLE is one RESET ROLE away from "
+        "every tenant's rows",
+        f"-- let the application log in as {literal(snapshot.role.rolname)} itself",
+    )

@@ -1,0 +1,30 @@
+"""A schema in which nothing is wrong gives no finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from mgf_sqlalchemy.audit.correct import Correct
+
+
+def test_with_its_metadata_nothing_is_found(correct: Correct) -> None:
+    assert correct.ids(metadata=correct.metadata) == set()
+
+
+def test_without_metadata_nothing_is_found(correct: Correct) -> None:
+    assert correct.ids() == set()
+
+
+def test_without_metadata_a_child_table_is_not_proven(correct: Correct) -> None:
+    assert {one.object for one in correct.audit().not_proven} == {"public.remark"}
+
+
+def test_a_server_below_the_floor_is_told(correct: Correct) -> None:
+    version = correct.database.owner.scalar(sa.text("SHOW server_version_num"))
+    floors = {"15": 150019, "16": 160015, "17": 170011, "18": 180006}
+
+    is_told = "server-cve-floor" in {one.id for one in correct.audit().findings}
+    assert is_told == (int(version) < floors[version[:2]])

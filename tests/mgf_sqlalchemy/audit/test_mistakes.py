@@ -1,0 +1,245 @@
+"""Every mistake, made alone in a schema without any, is found by the id that names it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mgf_sqlalchemy.audit.correct import Correct
+
+TENANT = "NULLIF(current_setting('app.current_tenant', true), '')::uuid"
+CANONICAL = f"tenant_id = (SELECT {TENANT})"
+ID = "b4ad0c8c-0c0f-4e3c-8d5e-0c9d0f6e1a11"
+
+
+def using(predicate: str) -> str:
+    """Put a predicate into the permissive policy, without the restrictive one beside it."""
+    return (
+        "DROP POLICY tenant_floor ON invoice;"
+        f"ALTER POLICY tenant_isolation ON invoice USING ({predicate}) WITH CHECK ({predicate})"
+    )
+
+
+def function(options: str, body: str = "SELECT 1", returns: str = "int") -> str:
+    return f"CREATE FUNCTION f() RETURNS {returns} LANGUAGE sql {options} AS $$ {body} $$"
+
+
+def tenant_function(options: str) -> str:
+    return f"{function(options, f'SELECT {TENANT}', 'uuid')};" + using("tenant_id = f()")
+
+
+TRIGGER = """
+    CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = '' AS 'BEGIN RETURN NEW; END';
+    CREATE TRIGGER t AFTER INSERT ON invoice FOR EACH ROW EXECUTE FUNCTION f()
+"""
+FOREIGN = """
+    CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+    CREATE FOREIGN TABLE far (tenant_id uuid) SERVER files OPTIONS (filename '/dev/null')
+"""
+OTHER = """
+    CREATE TABLE other (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, invoice_id int NOT NULL
+        REFERENCES invoice)
+"""
+UNPINNED = "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
+
+ROLES = [
+    ("ALTER ROLE {role} SUPERUSER", "role-superuser"),
+    ("ALTER ROLE {role} BYPASSRLS", "role-bypassrls"),
+    ("ALTER ROLE {role} CREATEROLE", "role-createrole"),
+    ("ALTER ROLE {role} REPLICATION", "role-replication"),
+    ("CREATE ROLE {role}_a SUPERUSER; GRANT {role}_a TO {role}", "role-reaches-superuser"),
+    (
+        (
+            "CREATE ROLE {role}_a BYPASSRLS; CREATE ROLE {role}_b NOINHERIT;"
+            "GRANT {role}_a TO {role}_b;"
+            "GRANT {role}_b TO {role}"
+        ),
+        "role-reaches-bypassrls",
+    ),
+    ("CREATE ROLE {role}_a CREATEROLE; GRANT {role}_a TO {role}", "role-reaches-createrole"),
+    ("GRANT pg_read_server_files TO {role}", "role-server-files"),
+    ("GRANT pg_write_server_files TO {role}", "role-server-files"),
+    ("GRANT pg_execute_server_program TO {role}", "role-server-files"),
+    ("GRANT pg_monitor TO {role}", "role-reads-statistics"),
+    ("ALTER TABLE invoice OWNER TO {role}", "role-owns-table"),
+    (
+        "CREATE ROLE {role}_a; GRANT {role}_a TO {role}; ALTER TABLE invoice OWNER TO {role}_a",
+        "role-reaches-owner",
+    ),
+    (f"ALTER ROLE {{role}} SET app.current_tenant = '{ID}'", "setting-default"),
+    (
+        (
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET app.current_tenant = %L', "
+            f"current_database(), '{ID}'); END $$"
+        ),
+        "setting-default",
+    ),
+    ("ALTER ROLE {role} SET row_security = off", "role-setting"),
+    ("GRANT CREATE ON SCHEMA public TO {role}", "role-creates-objects"),
+]
+TABLES = [
+    (
+        (
+            "DROP POLICY tenant_floor ON invoice; DROP POLICY tenant_isolation ON invoice;"
+            "ALTER TABLE invoice DISABLE ROW LEVEL SECURITY"
+        ),
+        "rls-off",
+    ),
+    ("ALTER TABLE invoice DISABLE ROW LEVEL SECURITY", "rls-off-with-policies"),
+    ("ALTER TABLE account DISABLE ROW LEVEL SECURITY", "rls-off-with-policies"),
+    ("ALTER TABLE invoice NO FORCE ROW LEVEL SECURITY", "rls-not-forced"),
+    (
+        "DROP POLICY tenant_floor ON invoice; DROP POLICY tenant_isolation ON invoice",
+        "rls-no-policy",
+    ),
+    ("ALTER TABLE event_1 DISABLE ROW LEVEL SECURITY", "partition-rls-off"),
+    ("CREATE TABLE event_2 PARTITION OF event FOR VALUES FROM (100) TO (200)", "partition-rls-off"),
+    (
+        "CREATE TABLE heir () INHERITS (invoice); GRANT SELECT ON heir TO {role}",
+        "partition-rls-off",
+    ),
+    (FOREIGN, "foreign-table"),
+    ("ALTER TABLE line ALTER tenant_id DROP NOT NULL", "tenant-column-nullable"),
+    (f"ALTER TABLE line ALTER tenant_id SET DEFAULT '{ID}'", "tenant-column-constant"),
+    ("DROP INDEX ix_line_tenant_id", "tenant-column-no-index"),
+    ("GRANT TRUNCATE ON invoice TO {role}", "grant-truncate"),
+    ("GRANT TRUNCATE ON invoice TO PUBLIC", "grant-truncate"),
+    ("GRANT TRIGGER ON invoice TO {role}", "grant-trigger"),
+    ("GRANT REFERENCES ON invoice TO {role}", "grant-references"),
+    ("GRANT SELECT ON invoice TO PUBLIC", "grant-public"),
+    ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC", "default-privileges"),
+    ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}", "default-privileges"),
+    (OTHER, "child-rls-off"),
+    ("CREATE TABLE other (org_id int)", "table-tenant-like"),
+    ("CREATE PUBLICATION p FOR TABLE invoice", "table-published"),
+]
+POLICIES = [
+    (using("true"), "policy-always-true"),
+    (using("tenant_id = tenant_id"), "policy-always-true"),
+    (using(f"{CANONICAL} OR true"), "policy-always-true"),
+    ("ALTER POLICY tenant_isolation ON invoice WITH CHECK (true)", "policy-always-true"),
+    (using(f"{TENANT} IS NULL OR {CANONICAL}"), "policy-fail-open"),
+    (using(f"tenant_id = COALESCE({TENANT}, tenant_id)"), "policy-fail-open"),
+    (using(f"tenant_id IS NOT DISTINCT FROM {TENANT}"), "policy-fail-open"),
+    (using(f"{CANONICAL} OR number = 'public'"), "policy-widened"),
+    (using(CANONICAL.replace("app.current_tenant", "app.tenant")), "policy-wrong-setting"),
+    (
+        using(f"{CANONICAL} OR current_setting('app.admin', true) = 'on'"),
+        "policy-second-setting",
+    ),
+    (using("tenant_id = current_setting('app.current_tenant', true)::uuid"), "policy-no-nullif"),
+    (
+        using("tenant_id::text = NULLIF(current_setting('app.current_tenant', true), '')"),
+        "policy-column-cast",
+    ),
+    (using(f"tenant_id = '{ID}'"), "policy-not-canonical"),
+    (using(f"tenant_id <> {TENANT}"), "policy-not-canonical"),
+    ("CREATE POLICY more ON invoice TO {role} USING (true)", "policy-permissive-beside"),
+    (
+        (
+            "DROP POLICY tenant_floor ON invoice;"
+            "CREATE POLICY more ON invoice FOR SELECT TO {role} USING (number = 'public')"
+        ),
+        "policy-permissive-beside",
+    ),
+    ("ALTER POLICY tenant_isolation ON invoice TO PUBLIC", "policy-to-public"),
+    ("ALTER POLICY tenant_isolation ON invoice TO pg_monitor", "policy-not-for-role"),
+    (tenant_function("IMMUTABLE"), "policy-function-immutable"),
+    (tenant_function("VOLATILE"), "policy-function-volatile"),
+    (tenant_function("STABLE SECURITY DEFINER SET search_path = ''"), "policy-function-definer"),
+]
+POLICIES += [
+    ("ALTER POLICY tenant_isolation ON remark USING (true)", "policy-always-true"),
+    ("ALTER TABLE remark NO FORCE ROW LEVEL SECURITY", "rls-not-forced"),
+    ("ALTER TABLE remark DISABLE ROW LEVEL SECURITY", "child-rls-off"),
+]
+KEYS = [
+    ("ALTER TABLE invoice ADD UNIQUE (number)", "unique-without-tenant"),
+    ("CREATE UNIQUE INDEX ON invoice (lower(number))", "unique-without-tenant"),
+    ("ALTER TABLE invoice ADD EXCLUDE (number WITH =)", "unique-without-tenant"),
+    (
+        "ALTER TABLE line ADD FOREIGN KEY (invoice_id) REFERENCES invoice (id)",
+        "fk-without-tenant",
+    ),
+    (
+        "ALTER TABLE line ADD FOREIGN KEY (invoice_id) REFERENCES invoice (id) ON DELETE CASCADE",
+        "fk-cascade",
+    ),
+]
+DOORS = [
+    ("ALTER VIEW numbers RESET (security_invoker)", "view-not-invoker"),
+    ("ALTER VIEW numbers RESET (security_invoker)", "view-chain"),
+    (
+        "CREATE MATERIALIZED VIEW copy AS SELECT * FROM numbers; GRANT SELECT ON copy TO {role}",
+        "view-materialized",
+    ),
+    (
+        (
+            "CREATE MATERIALIZED VIEW copy AS SELECT * FROM numbers;"
+            "CREATE VIEW v WITH (security_invoker) AS SELECT * FROM copy;"
+            "GRANT SELECT ON v TO {role}"
+        ),
+        "view-chain",
+    ),
+    (f"{UNPINNED}; ALTER FUNCTION f SET search_path = ''", "function-definer"),
+    (UNPINNED, "function-search-path"),
+    (
+        function("", f"SELECT set_config('app.current_tenant', '{ID}', true)", "text"),
+        "function-sets-tenant",
+    ),
+    (function(f"SET app.current_tenant = '{ID}'"), "function-sets-tenant"),
+    (function("LEAKPROOF"), "function-leakproof"),
+    (TRIGGER, "trigger-definer"),
+    ("CREATE RULE r AS ON INSERT TO invoice DO ALSO NOTIFY x", "table-rule"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "check"), [*ROLES, *TABLES, *POLICIES, *KEYS, *DOORS])
+def test_a_mistake_is_found_by_its_id(correct: Correct, mistake: str, check: str) -> None:
+    correct.change(mistake)
+
+    assert check in correct.ids()
+
+
+DECLARED = [
+    ("DROP VIEW all_numbers, numbers; DROP TABLE line, remark, invoice", "table-missing"),
+    ("DROP VIEW all_numbers, numbers", "view-missing"),
+    ("DROP POLICY tenant_floor ON invoice", "policy-no-floor"),
+    ("DROP POLICY tenant_isolation ON invoice", "policy-missing"),
+    ("ALTER POLICY tenant_isolation ON invoice USING (true)", "policy-differs"),
+    ("CREATE POLICY more ON invoice TO pg_monitor USING (true)", "policy-undeclared"),
+    ("ALTER POLICY tenant_isolation ON remark USING (true)", "policy-always-true"),
+    ("REVOKE SELECT ON invoice FROM {role}", "grant-missing"),
+    ("GRANT TRUNCATE ON country TO {role}", "grant-undeclared"),
+    ("CREATE TABLE other (tenant_id uuid)", "table-undeclared"),
+    (
+        (
+            f"{OTHER}; ALTER TABLE other ENABLE ROW LEVEL SECURITY;"
+            "CREATE POLICY p ON other TO {role} USING (true)"
+        ),
+        "policy-always-true",
+    ),
+    ("ALTER TABLE country ENABLE ROW LEVEL SECURITY", "table-not-shared"),
+    ("ALTER TABLE remark DISABLE ROW LEVEL SECURITY", "rls-off-with-policies"),
+    ("ALTER TABLE event_1 DISABLE ROW LEVEL SECURITY", "partition-rls-off"),
+    (OTHER, "child-rls-off"),
+    (
+        (
+            "DROP POLICY tenant_floor ON line; DROP POLICY tenant_isolation ON line;"
+            "ALTER TABLE line DROP COLUMN tenant_id CASCADE"
+        ),
+        "tenant-column-missing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("mistake", "check"), DECLARED)
+def test_what_is_not_as_declared_is_found_by_its_id(
+    correct: Correct, mistake: str, check: str
+) -> None:
+    correct.change(mistake)
+
+    assert check in correct.ids(metadata=correct.metadata)
