@@ -474,7 +474,7 @@ async def test_a_savepoint_rolled_back_after_an_error_and_a_change_of_the_tenant
             with pytest.raises(DBAPIError, match="division by zero"):
                 await session.execute(text("SELECT 1/0"))
         if in_sql:
-            await session.execute(text("-- back\nROLLBACK TO mine"))
+            await session.execute(text("-- back\n/* to */ ROLLBACK TO mine"))
         else:
             await savepoint.rollback()
         assert await visible(session) == A
