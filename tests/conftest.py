@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 
+# Off by default, and what PREPARE TRANSACTION needs.
+SETTINGS = {"max_prepared_transactions": "10"}
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[URL]:
     """The superuser's URL, without a driver, of a server that this process started."""
-    with TemporaryPostgres() as server:
+    with TemporaryPostgres(settings=SETTINGS) as server:
         yield server.url
 
 
@@ -29,7 +33,7 @@ def any_postgres_url(request: pytest.FixtureRequest) -> Iterator[URL]:
     if request.param is None:
         yield request.getfixturevalue("postgres_url")
         return
-    with TemporaryPostgres(bindir=request.param) as server:
+    with TemporaryPostgres(bindir=request.param, settings=SETTINGS) as server:
         yield server.url
 
 

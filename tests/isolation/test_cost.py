@@ -142,16 +142,14 @@ async def test_no_tenant_takes_a_place_in_the_statement_caches(
     engine: AsyncEngine, world: World
 ) -> None:
     sessionmaker = create_sessionmaker(engine)
+    tenants = [uuid4() for _ in range(20)] + [world.a] * WARM
     async with sessionmaker() as session:
-        for _ in range(20):
-            async with tenant_session(session, uuid4()):
-                await visible(session)
-        for _ in range(WARM):
-            async with tenant_session(session, world.a):
+        for tenant in tenants:
+            async with tenant_session(session, tenant):
                 await visible(session)
         await session.commit()
-        for _ in range(20):
-            async with tenant_session(session, uuid4()):
+        for tenant in tenants:
+            async with tenant_session(session, tenant):
                 await visible(session)
                 await session.commit()
         statements = await session.scalars(text("SELECT statement FROM pg_prepared_statements"))

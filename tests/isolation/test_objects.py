@@ -11,6 +11,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 from harness.tenants import (
     Country,
@@ -25,9 +26,18 @@ from mgf.sqlalchemy import current_tenant, tenant_session
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from harness.tenants import World
+
+
+@pytest.fixture
+async def expiring(engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
+    """What a commit expires is loaded when it is read next."""
+    async with AsyncSession(engine, expire_on_commit=True) as session:
+        yield session
 
 
 async def test_get_does_not_serve_the_other_tenants_object(
@@ -440,14 +450,71 @@ async def test_scopes_of_one_tenant_left_in_the_wrong_order(
     assert await visible(session) == []
 
 
-async def test_objects_expired_by_a_commit_in_the_inner_scope_come_back_expired(
-    engine: AsyncEngine, world: World
+async def test_an_expired_object_is_not_loaded_in_another_tenants_scope(
+    expiring: AsyncSession, world: World
 ) -> None:
-    async with (
-        AsyncSession(engine, expire_on_commit=True) as session,
-        tenant_session(session, world.a),
-    ):
+    session = expiring
+    async with tenant_session(session, world.a):
         invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.commit()
         async with tenant_session(session, world.b):
+            await assert_cannot_be_loaded(session, invoice)
+            session.add(invoice)
+            for names in (None, ["lines"], ["country"]):
+                with pytest.raises(InvalidRequestError, match="Could not refresh"):
+                    await session.refresh(invoice, names)
+        await session.refresh(invoice)
+        assert invoice.note == "a1"
+
+
+async def test_an_expired_object_is_not_loaded_after_the_block(
+    expiring: AsyncSession, world: World
+) -> None:
+    session = expiring
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.commit()
+    await assert_cannot_be_loaded(session, invoice)
+    async with tenant_session(session, world.b):
+        await assert_cannot_be_loaded(session, invoice)
+
+
+async def assert_cannot_be_loaded(session: AsyncSession, invoice: Invoice) -> None:
+    with pytest.raises(InvalidRequestError, match="not persistent"):
+        await session.refresh(invoice)
+    with pytest.raises(DetachedInstanceError):
+        await session.run_sync(lambda _: invoice.note)
+    with pytest.raises(DetachedInstanceError):
+        await session.run_sync(lambda _: invoice.lines)
+
+
+async def test_a_relationship_of_an_expired_object_of_no_tenant(
+    expiring: AsyncSession, world: World
+) -> None:
+    """Loaded on access, also after a commit, it holds what the tenant in force may see."""
+    session = expiring
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+
+    async def notes() -> list[str]:
+        return await session.run_sync(lambda _: [one.note for one in country.invoices])
+
+    for note, tenant in (("a1", world.a), ("b1", world.b)):
+        async with tenant_session(session, tenant):
+            await session.refresh(country)
+            (await session.get_one(Invoice, world.ids[note])).country_code = country.code
             await session.commit()
+            assert await notes() == [note]
+            await session.commit()
+    assert await notes() == []
+
+
+async def test_objects_expired_by_a_commit_in_the_inner_scope_come_back_expired(
+    expiring: AsyncSession, world: World
+) -> None:
+    async with tenant_session(expiring, world.a):
+        invoice = await expiring.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(expiring, world.b):
+            await expiring.commit()
         assert inspect(invoice).expired

@@ -13,7 +13,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from harness.tenants import Base, Invoice, visible
+from harness.tenants import Base, BaseWithAll, Invoice, InvoiceWithAll, visible
 from mgf.common.exceptions import AppError
 from mgf.sqlalchemy import (
     create_engine,
@@ -147,6 +147,34 @@ async def test_per_mapper_binds_carry_the_tenant(engine: AsyncEngine, world: Wor
     ):
         notes = list(await session.scalars(select(Invoice.note).order_by(Invoice.note)))
         assert notes == ["a1", "a2"]
+
+
+async def test_a_session_on_two_engines_has_the_tenant_on_both(
+    engine: AsyncEngine, world: World
+) -> None:
+    other = create_engine(world.app, pool_size=1, max_overflow=0)
+    binds: dict[Any, Any] = {Base: engine, BaseWithAll: other}
+
+    async def notes(session: AsyncSession) -> list[list[str]]:
+        return [
+            list(await session.scalars(select(kind.note).order_by(kind.note)))
+            for kind in (Invoice, InvoiceWithAll)
+        ]
+
+    a, b = ["a1", "a2"], ["b1", "b2"]
+    async with AsyncSession(binds=binds) as session:
+        async with tenant_session(session, world.a):
+            assert await notes(session) == [a, a]
+            async with tenant_session(session, world.b):
+                assert await notes(session) == [b, b]
+                await session.commit()
+                assert await notes(session) == [b, b]
+            assert await notes(session) == [a, a]
+            session.add_all([Invoice(note="one"), InvoiceWithAll(note="two")])
+            await session.commit()
+        assert await notes(session) == [[], []]
+    assert await world.notes(world.a) == [*a, "one", "two"]
+    await other.dispose()
 
 
 async def test_a_scoped_session_registry_is_unwrapped(engine: AsyncEngine, world: World) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncResult,
@@ -21,6 +21,7 @@ from mgf.sqlalchemy import _state, create_engine, current_tenant, tenant_scope, 
 from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -128,6 +129,13 @@ async def test_streams_and_scalars_as_first_statement(session: AsyncSession, wor
         assert [note async for note in result] == A
         await session.commit()
         assert list(await session.scalars(select(Invoice.note).order_by(Invoice.note))) == A
+
+
+async def test_a_bulk_insert_as_first_statement(session: AsyncSession, world: World) -> None:
+    async with tenant_session(session, world.a):
+        await session.execute(insert(Invoice), [{"note": f"bulk{n}"} for n in range(3)])
+        await session.commit()
+    assert await world.notes(world.a) == [*A, "bulk0", "bulk1", "bulk2"]
 
 
 async def test_a_bulk_update_without_where_touches_one_tenants_rows(
@@ -293,6 +301,48 @@ async def test_read_only_and_serializable_transactions(world: World) -> None:
     await engine.dispose()
 
 
+async def test_an_engine_with_options_of_its_own(engine: AsyncEngine, world: World) -> None:
+    """Both use one pool."""
+    strict = engine.execution_options(isolation_level="REPEATABLE READ")
+    for tenant, notes in ((world.a, A), (world.b, B)):
+        async with tenant_scope(async_sessionmaker(strict), tenant) as session:
+            assert await visible(session) == notes
+            assert await session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        async with AsyncSession(engine) as session:
+            assert await visible(session) == []
+
+
+@pytest.fixture
+async def two_phases(engine: AsyncEngine, world: World) -> AsyncGenerator[AsyncSession]:
+    if await world.truth("SHOW max_prepared_transactions") == ["0"]:
+        pytest.skip("this server is set up to prepare no transactions")
+    async with AsyncSession(engine, twophase=True) as session:
+        yield session
+    assert await world.truth(PREPARED) == []
+
+
+PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close"])
+@pytest.mark.parametrize("leaves_before", [False, True])
+async def test_a_transaction_in_two_phases(
+    two_phases: AsyncSession, world: World, end: str, leaves_before: bool
+) -> None:
+    session = two_phases
+    async with AsyncExitStack() as scope:
+        await scope.enter_async_context(tenant_session(session, world.a))
+        session.add(Invoice(note="new"))
+        await session.run_sync(lambda sync_session: sync_session.prepare())
+        assert len(await world.truth(PREPARED)) == 1
+        if leaves_before:
+            await scope.aclose()
+        await getattr(session, end)()
+        assert await visible(session) == ([] if leaves_before else await world.notes(world.a))
+    assert await visible(session) == []
+    assert await world.notes(world.a) == (A if end != "commit" else [*A, "new"])
+
+
 async def test_the_isolation_level_can_still_be_set_in_the_transaction(
     session: AsyncSession, world: World
 ) -> None:
@@ -361,6 +411,12 @@ async def test_an_engine_that_streams_all_results(world: World, made_by: Any) ->
     async with tenant_scope(async_sessionmaker(engine), world.a) as session:
         result = await session.stream(NOTES)
         assert [row.note async for row in result] == A
+        with pytest.raises(DBAPIError, match="division by zero"):
+            await session.execute(text("SELECT 1/0"))
+        async with tenant_session(session, world.b):
+            with pytest.raises(DBAPIError) as caught:
+                await visible(session)
+            assert sqlstate(caught.value) == "25P02"
     await engine.dispose()
 
 
@@ -424,6 +480,19 @@ async def test_a_result_that_is_still_being_read_ends_where_the_tenant_changes(
         await session.rollback()
 
 
+async def test_a_cursor_declared_in_sql_ends_where_the_tenant_changes(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        await session.execute(text("DECLARE mine CURSOR FOR SELECT note FROM invoice"))
+        async with tenant_session(session, world.b):
+            with pytest.raises(DBAPIError) as caught:
+                await session.execute(text("FETCH ALL FROM mine"))
+            assert sqlstate(caught.value) == "34000"
+            await session.rollback()
+            assert await visible(session) == B
+
+
 async def test_a_result_can_be_read_on_where_the_tenant_comes_back_unchanged(
     session: AsyncSession, world: World
 ) -> None:
@@ -474,7 +543,7 @@ async def test_a_savepoint_rolled_back_after_an_error_and_a_change_of_the_tenant
             with pytest.raises(DBAPIError, match="division by zero"):
                 await session.execute(text("SELECT 1/0"))
         if in_sql:
-            await session.execute(text("-- back\nROLLBACK TO mine"))
+            await session.execute(text("-- back\n/* to */ ROLLBACK TO mine"))
         else:
             await savepoint.rollback()
         assert await visible(session) == A

@@ -32,10 +32,10 @@ SETTING = "app.current_tenant"
 # After ROLLBACK TO SAVEPOINT only PostgreSQL knows what is in force; and before it, in a failed
 # transaction, nothing else may be sent.
 _ROLLBACK_FIRST = re.compile(
-    r"(?:[\s;]+|--[^\n]*\n|/\*.*?\*/)*(?:ROLLBACK|ABORT)\b", re.IGNORECASE | re.DOTALL
+    r"(?:[\s;]+|--[^\n]*\n|/\*.*?\*/)*ROLLBACK\b", re.IGNORECASE | re.DOTALL
 )
 # Anywhere in a text of several statements. In a literal it costs one statement sent again.
-_ROLLBACK = re.compile(r"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
+_ROLLBACK = re.compile(r"\bROLLBACK\b", re.IGNORECASE)
 
 
 class Setting(NamedTuple):
