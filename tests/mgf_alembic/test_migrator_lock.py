@@ -125,12 +125,17 @@ class TestSeveralProcesses:
 
     def test_the_log_says_who_migrates(self, project: Project, database: URL) -> None:
         project.write("migrations/env.py", LOGGED)
-        project.add('op.execute("SELECT pg_sleep(2)")')
+        project.add(SLEEP)
 
-        with project.started("upgrade", "head", database_url=database):
-            wait_for(database, HOLDERS)
+        with (
+            project.started("upgrade", "head", database_url=database),
+            project.started("upgrade", "head", database_url=database) as waiting,
+        ):
+            wait_for(database, SLEEPING)
+            wait_for(database, WAITING)
             (holder,) = rows(database, HOLDERS)
-            log = project.alembic("upgrade", "head", database_url=database)
+            waiting.terminate()
+            _, log = waiting.communicate()
 
         who = f"server process {holder} (mgf-alembic on {socket.gethostname()} from"
         assert f"INFO:mgf.alembic:waiting for {who}" in log

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg2", "sqlite", "sqlite+aiosqlite"]
+DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg2", "sqlite"]
 SLOW = "import time\ntime.sleep(2.5)"
 LOGGED = """
 import logging, os

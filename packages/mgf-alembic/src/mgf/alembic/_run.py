@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -31,12 +33,13 @@ def run_coroutine(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if not _is_loop_running():
         _run(loop, main)
         return
+    stop = current_stop()
     with ThreadPoolExecutor(1, thread_name_prefix="mgf-alembic") as executor:
-        result = executor.submit(contextvars.copy_context().run, _run, loop, main)
+        result = executor.submit(_context_of(stop).run, _run, loop, main)
         try:
             result.result()
         except BaseException:
-            _cancel(loop)
+            stop.ask()
             raise
 
 
@@ -47,11 +50,9 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     further cancellation come between.
     """
     stop = Stop()
-    context = contextvars.copy_context()
-    context.run(stop_of_run.set, stop)
     # The second thread asks for stops, since a driver may connect for it.
     with ThreadPoolExecutor(2, thread_name_prefix="mgf-alembic") as executor:
-        thread = executor.submit(context.run, function)
+        thread = executor.submit(_context_of(stop).run, function)
         try:
             return await _result(asyncio.wrap_future(thread), partial(executor.submit, stop.ask))
         finally:
@@ -63,13 +64,23 @@ async def _result(future: asyncio.Future[T], stop: Callable[[], object]) -> T:
     try:
         await asyncio.wait([future])
     except asyncio.CancelledError:
+        asked = -math.inf
         while not future.done():
-            stop()
+            # Who cancels may do it again at every turn of the loop, as anyio does.
+            if time.monotonic() - asked > _ASK_AGAIN:
+                stop()
+                asked = time.monotonic()
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([future], timeout=_ASK_AGAIN)
         future.exception()  # it was stopped, and how it ended tells nothing
         raise
     return future.result()
+
+
+def _context_of(stop: Stop) -> contextvars.Context:
+    context = contextvars.copy_context()
+    context.run(stop_of_run.set, stop)
+    return context
 
 
 def _is_loop_running() -> bool:
@@ -82,19 +93,22 @@ def _is_loop_running() -> bool:
 
 def _run(loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # asyncio.run() would unset the loop that this thread holds for asyncio.get_event_loop().
-    with (
-        asyncio.Runner(loop_factory=lambda: loop) as runner,
-        current_stop().interrupting(partial(_cancel, loop)),
-    ):
-        runner.run(main())
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(_stoppable(main))
 
 
-def _cancel(loop: asyncio.AbstractEventLoop) -> None:
-    with suppress(RuntimeError):  # it is closed: main() has ended
-        loop.call_soon_threadsafe(_cancel_all, loop)
+async def _stoppable(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # noqa: S101 - for type checkers: a coroutine that runs has one
+
+    def interrupt() -> None:
+        with suppress(RuntimeError):  # the loop is closed just now: there is nothing to end
+            loop.call_soon_threadsafe(_cancel_once, task)
+
+    with current_stop().interrupting(interrupt):
+        await main()
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    for task in asyncio.all_tasks(loop):
-        if not task.cancelling():  # once, since a second time it would interrupt the cleaning up
-            task.cancel()
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    if not task.cancelling():  # a second time it would interrupt the cleaning up
+        task.cancel()
