@@ -1,24 +1,12 @@
-"""The database of a FastAPI application: a lifespan and a dependency.
-
-Needs the extra ``mgf-fastapi[sqlalchemy]``.
-"""
+"""The database that an application has for the length of its lifespan."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it from the signature
-
 from mgf.common.exceptions import AppConfigError
-
-try:
-    from mgf.sqlalchemy import create_engine, create_sessionmaker
-except ModuleNotFoundError as missing:
-    raise ImportError(
-        f"mgf.fastapi.db needs {missing.name!r}, which is not installed; "
-        "install the extra: pip install 'mgf-fastapi[sqlalchemy]'"
-    ) from missing
+from mgf.sqlalchemy import create_engine, create_sessionmaker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,9 +14,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from sqlalchemy import URL
-    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
-__all__ = ["get_session", "setup_db"]
 
 
 def setup_db(
@@ -82,27 +67,3 @@ async def _setup_db(
             with suppress(AttributeError, KeyError):
                 delattr(app.state, name)
         await engine.dispose()
-
-
-async def get_session(request: HTTPConnection) -> AsyncGenerator[AsyncSession]:
-    """Yield one session for a request, and close it afterwards; for ``Depends``.
-
-    Commit and rollback are the endpoint's business: what was not committed is rolled back.
-
-    Args:
-        request: the request, or the WebSocket, whose application `setup_db` is active for.
-
-    Raises:
-        AppConfigError: it is not.
-    """
-    sessionmaker: async_sessionmaker[AsyncSession] | None = getattr(
-        request.app.state, "mgf_db_sessionmaker", None
-    )
-    if sessionmaker is None:
-        raise AppConfigError(
-            "this application has no database: enter setup_db(app, database_url=...) in its "
-            "lifespan, and make sure that the lifespan runs (a mounted sub-application has a "
-            "state of its own, and httpx.ASGITransport runs no lifespan)"
-        )
-    async with sessionmaker() as session:
-        yield session
