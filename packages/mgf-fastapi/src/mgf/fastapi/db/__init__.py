@@ -25,7 +25,12 @@ try:
     from mgf.fastapi.db._setup import setup_db
     from mgf.fastapi.db._startup import DatabaseNotReadyError
     from mgf.fastapi.db._tenants import scoped_session
-    from mgf.fastapi.db._transaction import TransactionDep, committing, get_transaction
+    from mgf.fastapi.db._transaction import (
+        TransactionAbortedError,
+        TransactionDep,
+        committing,
+        get_transaction,
+    )
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"mgf.fastapi.db needs {missing.name!r}, which is not installed; "
@@ -39,6 +44,7 @@ __all__ = [
     "SessionEndedError",
     "StreamingSessionDep",
     "TenantLogFilter",
+    "TransactionAbortedError",
     "TransactionDep",
     "committing",
     "current_tenant_id",
