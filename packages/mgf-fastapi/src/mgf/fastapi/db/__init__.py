@@ -6,12 +6,50 @@ Needs the extra ``mgf-fastapi[sqlalchemy]``.
 from __future__ import annotations
 
 try:
-    from mgf.fastapi.db._session import get_session
+    from mgf.fastapi.db._current import TenantLogFilter, current_tenant_id
+    from mgf.fastapi.db._ended import SessionEndedError
+    from mgf.fastapi.db._resolvers import (
+        TENANT_RESPONSES,
+        tenant_from_claim,
+        tenant_from_header,
+        tenant_from_path,
+        tenant_from_subdomain,
+    )
+    from mgf.fastapi.db._session import (
+        SessionDep,
+        StreamingSessionDep,
+        get_session,
+        get_session_for,
+        session_scope,
+    )
     from mgf.fastapi.db._setup import setup_db
+    from mgf.fastapi.db._startup import DatabaseNotReadyError
+    from mgf.fastapi.db._tenants import scoped_session
+    from mgf.fastapi.db._transaction import TransactionDep, committing, get_transaction
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"mgf.fastapi.db needs {missing.name!r}, which is not installed; "
         "install the extra: pip install 'mgf-fastapi[sqlalchemy]'"
     ) from missing
 
-__all__ = ["get_session", "setup_db"]
+__all__ = [
+    "TENANT_RESPONSES",
+    "DatabaseNotReadyError",
+    "SessionDep",
+    "SessionEndedError",
+    "StreamingSessionDep",
+    "TenantLogFilter",
+    "TransactionDep",
+    "committing",
+    "current_tenant_id",
+    "get_session",
+    "get_session_for",
+    "get_transaction",
+    "scoped_session",
+    "session_scope",
+    "setup_db",
+    "tenant_from_claim",
+    "tenant_from_header",
+    "tenant_from_path",
+    "tenant_from_subdomain",
+]
