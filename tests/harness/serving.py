@@ -1,0 +1,41 @@
+"""Applications behind a real uvicorn, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import uvicorn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from fastapi import FastAPI
+
+
+@asynccontextmanager
+async def listening(app: FastAPI, **options: Any) -> AsyncGenerator[int]:
+    """Serve an application on a port that was free, and yield that port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="critical", ws="none", **options)
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            # The socket listens already: the first request waits for the application.
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+    """Serve an application, and yield a client of it."""
+    async with (
+        listening(app) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        yield client
