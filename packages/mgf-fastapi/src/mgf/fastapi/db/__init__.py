@@ -1,4 +1,4 @@
-"""The database of a FastAPI application: a lifespan and dependencies.
+"""The database of a FastAPI application: a lifespan and dependencies, errors and health.
 
 Needs the extra ``mgf-fastapi[sqlalchemy]``.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 try:
     from mgf.fastapi.db._current import TenantLogFilter, current_tenant_id
     from mgf.fastapi.db._ended import SessionEndedError
+    from mgf.fastapi.db._errors import install_error_handlers, problem_responses
+    from mgf.fastapi.db._health import Health, check_database, health_router
+    from mgf.fastapi.db._pool import pool_figures
+    from mgf.fastapi.db._problem import Problem
     from mgf.fastapi.db._resolvers import (
         TENANT_RESPONSES,
         tenant_from_claim,
@@ -26,6 +30,7 @@ try:
     from mgf.fastapi.db._startup import DatabaseNotReadyError
     from mgf.fastapi.db._tenants import scoped_session
     from mgf.fastapi.db._transaction import TransactionDep, committing, get_transaction
+    from mgf.fastapi.db._trouble import Trouble, trouble_of
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"mgf.fastapi.db needs {missing.name!r}, which is not installed; "
@@ -35,16 +40,24 @@ except ModuleNotFoundError as missing:
 __all__ = [
     "TENANT_RESPONSES",
     "DatabaseNotReadyError",
+    "Health",
+    "Problem",
     "SessionDep",
     "SessionEndedError",
     "StreamingSessionDep",
     "TenantLogFilter",
     "TransactionDep",
+    "Trouble",
+    "check_database",
     "committing",
     "current_tenant_id",
     "get_session",
     "get_session_for",
     "get_transaction",
+    "health_router",
+    "install_error_handlers",
+    "pool_figures",
+    "problem_responses",
     "scoped_session",
     "session_scope",
     "setup_db",
@@ -52,4 +65,5 @@ __all__ = [
     "tenant_from_header",
     "tenant_from_path",
     "tenant_from_subdomain",
+    "trouble_of",
 ]
