@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+CONNECTIONS = """
+    SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()
+"""
 Session = Annotated[AsyncSession, Depends(get_session)]
 
 
@@ -98,7 +101,7 @@ async def test_the_engine_is_disposed_also_after_an_error(world: World) -> None:
                 await session.execute(text("SELECT 1"))
             raise RuntimeError
     assert not hasattr(app.state, "mgf_db_engine")
-    assert await world.truth("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [0]
+    assert await world.truth(CONNECTIONS) == [0]
 
 
 async def test_the_engine_is_disposed_when_somebody_emptied_the_state(world: World) -> None:
@@ -107,7 +110,7 @@ async def test_the_engine_is_disposed_when_somebody_emptied_the_state(world: Wor
         async with app.state.mgf_db_sessionmaker() as session:
             await session.execute(text("SELECT 1"))
         del app.state.mgf_db_engine
-    assert await world.truth("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [0]
+    assert await world.truth(CONNECTIONS) == [0]
 
 
 async def test_a_second_setup_while_the_first_is_active_is_refused() -> None:

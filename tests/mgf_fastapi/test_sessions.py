@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
@@ -11,8 +11,10 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException,
 from fastapi.exceptions import DependencyScopeError
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from harness.proxy import proxied
 from harness.serving import serving
 from harness.tenants import Invoice, World, visible
 from mgf.common.exceptions import AppConfigError
@@ -63,10 +65,26 @@ async def rows(world: World) -> int:
     return count
 
 
+def logged_error(caplog: pytest.LogCaptureFixture) -> BaseException | None:
+    (logged,) = [record.exc_info for record in caplog.records if record.exc_info]
+    return logged[1]
+
+
 @router.post("/ok")
 async def write(session: TransactionDep) -> str:
     await session.execute(ONCE)
     return "written"
+
+
+@router.get("/select")
+async def select(session: TransactionDep) -> None:
+    await session.execute(text("SELECT 1"))
+
+
+@router.get("/select/by-hand")
+async def select_by_hand(session: SessionDep) -> None:
+    await session.execute(text("SELECT 1"))
+    await session.commit()
 
 
 @router.post("/twice")
@@ -97,6 +115,55 @@ async def test_a_commit_that_fails_is_a_500(
 ) -> None:
     response = await client.post(path)
     assert (response.status_code, await rows(world)) == (500, 0)
+
+
+@router.post("/caught")
+async def catch_the_error(session: TransactionDep) -> str:
+    await session.execute(ONCE)
+    with suppress(DBAPIError):
+        await session.execute(text("SELECT 1/0"))
+    return "written"
+
+
+@router.post("/nested")
+async def catch_the_error_of_a_savepoint(session: TransactionDep) -> str:
+    await session.execute(ONCE)
+    with suppress(DBAPIError):
+        async with session.begin_nested():
+            await session.execute(text("SELECT 1/0"))
+    return "written"
+
+
+async def test_a_commit_that_postgres_turns_into_a_rollback_is_a_500(
+    client: httpx.AsyncClient, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = await client.post("/caught")
+    assert (response.status_code, await rows(world)) == (500, 0)
+    assert "begin_nested" in str(logged_error(caplog))
+
+
+async def test_an_error_that_a_savepoint_undid_does_not_keep_the_rest_from_being_committed(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    response = await client.post("/nested")
+    assert (response.status_code, await rows(world)) == (200, 1)
+
+
+async def test_a_transaction_costs_no_statement_of_its_own(world: World) -> None:
+    app = FastAPI()
+    app.include_router(router)
+    async with (
+        proxied(world.app) as proxy,
+        setup_db(app, database_url=proxy.url),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        counts: list[int] = []
+        for path in ("/select/by-hand", "/select"):
+            await client.get(path)  # connects, and prepares its statement
+            proxy.reset()
+            await client.get(path)
+            counts.append(proxy.turnarounds)
+        assert counts[0] == counts[1] > 0
 
 
 class TeapotError(Exception):
@@ -211,8 +278,7 @@ async def test_a_stream_from_an_ended_session_is_cut_and_leaves_no_connection(
 ) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await client.get("/stream/ended")
-    (record,) = [record for record in caplog.records if record.exc_info]
-    assert isinstance(record.exc_info[1] if record.exc_info else None, SessionEndedError)
+    assert isinstance(logged_error(caplog), SessionEndedError)
     # The only connection of the pool is free.
     assert (await client.post("/ok")).status_code == 200
 
@@ -302,8 +368,7 @@ async def test_a_mounted_application_without_a_database_is_told_how_to_find_one(
 ) -> None:
     async with serving(make_parent("sqlite://", yields_state=False)) as client:
         assert (await client.get("/sub/one")).status_code == 500
-    (record,) = [record for record in caplog.records if record.exc_info]
-    error = record.exc_info[1] if record.exc_info else None
+    error = logged_error(caplog)
     assert isinstance(error, AppConfigError)
     assert "yield state" in str(error)
 

@@ -29,7 +29,12 @@ try:
     from mgf.fastapi.db._setup import setup_db
     from mgf.fastapi.db._startup import DatabaseNotReadyError
     from mgf.fastapi.db._tenants import scoped_session
-    from mgf.fastapi.db._transaction import TransactionDep, committing, get_transaction
+    from mgf.fastapi.db._transaction import (
+        TransactionAbortedError,
+        TransactionDep,
+        committing,
+        get_transaction,
+    )
     from mgf.fastapi.db._trouble import Trouble, trouble_of
 except ModuleNotFoundError as missing:
     raise ImportError(
@@ -46,6 +51,7 @@ __all__ = [
     "SessionEndedError",
     "StreamingSessionDep",
     "TenantLogFilter",
+    "TransactionAbortedError",
     "TransactionDep",
     "Trouble",
     "check_database",

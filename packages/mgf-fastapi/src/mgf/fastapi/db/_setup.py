@@ -10,6 +10,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db._databases import engine_key, sessionmaker_key
 from mgf.fastapi.db._ended import EndingSession
 from mgf.fastapi.db._startup import StartUp
+from mgf.fastapi.db._transaction import note_failures
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ async def _setup_db(
             "and again only after its block has ended"
         )
     engine = create_engine(database_url, **engine_kwargs)
+    note_failures(engine)
     sessionmaker = create_sessionmaker(
         engine, require_tenant=require_tenant, sync_session_class=EndingSession
     )
