@@ -1,4 +1,5 @@
-"""The database of a FastAPI application: a lifespan and dependencies, errors and health.
+"""The database of a FastAPI application: a lifespan and dependencies, errors, health and
+cancellation.
 
 Needs the extra ``mgf-fastapi[sqlalchemy]``.
 """
@@ -6,6 +7,7 @@ Needs the extra ``mgf-fastapi[sqlalchemy]``.
 from __future__ import annotations
 
 try:
+    from mgf.fastapi.db._cancel import CancelOnDisconnect, run_to_end
     from mgf.fastapi.db._errors import install_error_handlers, problem_responses
     from mgf.fastapi.db._health import Health, check_database, health_router
     from mgf.fastapi.db._pool import pool_figures
@@ -20,6 +22,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 __all__ = [
+    "CancelOnDisconnect",
     "Health",
     "Problem",
     "Trouble",
@@ -29,6 +32,7 @@ __all__ = [
     "install_error_handlers",
     "pool_figures",
     "problem_responses",
+    "run_to_end",
     "setup_db",
     "trouble_of",
 ]
