@@ -117,7 +117,9 @@ async def test_a_full_pool_on_a_server_that_is_gone_has_failed(url: URL) -> None
         proxy.cut()
 
 
-async def test_a_full_pool_on_a_full_server_is_busy_but_on_one_that_refuses_it_failed(server: URL) -> None:
+async def test_a_full_pool_on_a_full_server_is_busy_but_on_one_that_refuses_it_failed(
+    server: URL,
+) -> None:
     """With psycopg it has failed: it does not say why it could not connect."""
     await run_sql(server, "CREATE ROLE two LOGIN CONNECTION LIMIT 1 PASSWORD 'two'")
     url = server.set(drivername="postgresql+asyncpg", username="two", password="two")
