@@ -117,13 +117,17 @@ async def test_a_full_pool_on_a_server_that_is_gone_has_failed(url: URL) -> None
         proxy.cut()
 
 
-async def test_a_full_pool_on_a_full_server_is_busy(server: URL) -> None:
+async def test_a_full_pool_on_a_full_server_is_busy_but_on_one_that_refuses_it_failed(
+    server: URL,
+) -> None:
     """With psycopg it has failed: it does not say why it could not connect."""
     await run_sql(server, "CREATE ROLE two LOGIN CONNECTION LIMIT 1 PASSWORD 'two'")
     url = server.set(drivername="postgresql+asyncpg", username="two", password="two")
     async with service(url, pool_size=1, timeout=60) as crowded, crowded.engine.connect() as held:
         await held.execute(text("SELECT 1"))
         assert await crowded.ask() == answer(200, "busy")
+        await run_sql(server, "ALTER ROLE two NOLOGIN")
+        assert await crowded.ask() == answer(503, "failed")
     await run_sql(server, "DROP ROLE two")
 
 
@@ -227,7 +231,7 @@ async def test_figures_of_a_pool(url: URL) -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_overflow": -1}, {"pool_size": 0}])
-async def test_a_pool_without_limit_has_none(url: URL, options: dict[str, int]) -> None:
+async def test_a_pool_without_limit_has_none(url: URL, options: dict[str, Any]) -> None:
     engine = create_engine(url, **options)
     assert "limit" not in pool_figures(engine)
     assert await check_database(engine) is Health.OK

@@ -1,4 +1,5 @@
-"""The database of a FastAPI application: a lifespan and dependencies, errors and health.
+"""The database of a FastAPI application: a lifespan and dependencies, errors, health and
+cancellation.
 
 Needs the extra ``mgf-fastapi[sqlalchemy]``.
 """
@@ -6,6 +7,7 @@ Needs the extra ``mgf-fastapi[sqlalchemy]``.
 from __future__ import annotations
 
 try:
+    from mgf.fastapi.db._cancel import CancelOnDisconnect, run_to_end
     from mgf.fastapi.db._current import TenantLogFilter, current_tenant_id
     from mgf.fastapi.db._ended import SessionEndedError
     from mgf.fastapi.db._errors import install_error_handlers, problem_responses
@@ -44,6 +46,7 @@ except ModuleNotFoundError as missing:
 
 __all__ = [
     "TENANT_RESPONSES",
+    "CancelOnDisconnect",
     "DatabaseNotReadyError",
     "Health",
     "Problem",
@@ -64,6 +67,7 @@ __all__ = [
     "install_error_handlers",
     "pool_figures",
     "problem_responses",
+    "run_to_end",
     "scoped_session",
     "session_scope",
     "setup_db",
