@@ -22,6 +22,7 @@ from fastapi import (
     WebSocket,
 )
 from fastapi.responses import StreamingResponse
+from opentelemetry import trace
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -457,6 +458,39 @@ async def test_middlewares_of_both_kinds_see_the_tenant(world: World) -> None:
     async with serving(app) as client:
         await client.get("/header", headers={"X-Tenant-Id": str(world.a)})
     assert (seen, Spy.seen) == ([world.a], [world.a])
+
+
+class RecordedSpan(trace.NonRecordingSpan):
+    def __init__(self) -> None:
+        super().__init__(trace.INVALID_SPAN_CONTEXT)
+        self.attributes: dict[str, Any] = {}
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self.attributes[key] = value
+
+
+async def get_traced_tenant(tenant: Annotated[UUID, Depends(get_header_tenant)]) -> UUID:
+    trace.get_current_span().set_attribute("tenant.id", str(tenant))
+    return tenant
+
+
+@router.get("/traced")
+async def traced(session: Annotated[AsyncSession, scoped(get_traced_tenant)]) -> list[str]:
+    return await visible(session)
+
+
+async def test_a_resolver_may_mark_the_span_of_its_request(world: World) -> None:
+    span = RecordedSpan()
+    app = FastAPI()
+    app.include_router(router)
+    async with (
+        setup_db(app, database_url=world.app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        with trace.use_span(span):
+            answer = await client.get("/traced", headers={"X-Tenant-Id": str(world.a)})
+    assert answer.json() == ["a1", "a2"]
+    assert span.attributes == {"tenant.id": str(world.a)}
 
 
 async def test_no_statement_of_a_request_has_the_tenant_in_its_text(world: World) -> None:
