@@ -18,6 +18,7 @@ from settings import Settings
 from mgf.alembic import is_at_head
 from mgf.fastapi.db import (
     TENANT_RESPONSES,
+    CancelOnDisconnect,
     health_router,
     install_error_handlers,
     problem_responses,
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Invoices", lifespan=lifespan)
     app.state.settings = settings
+    app.add_middleware(CancelOnDisconnect)
     install_error_handlers(app)
     app.include_router(health_router())
     for router in (invoices.router, jobs.router):
