@@ -191,6 +191,37 @@ async def test_a_transaction_is_rolled_back_by(
     assert (await client.post("/ok")).status_code == 200
 
 
+@router.post("/lost")
+async def lose_the_connection(session: TransactionDep) -> int:
+    pid: int = (await session.scalars(text("SELECT pg_backend_pid()"))).one()
+    await kill[0](pid)
+    raise HTTPException(409)
+
+
+kill: list[Callable[[int], Awaitable[object]]] = []
+
+
+async def test_an_exception_is_told_also_when_the_connection_is_lost(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    kill[:] = [lambda pid: world.truth("SELECT pg_terminate_backend($1)", pid)]
+    assert (await client.post("/lost")).status_code == 409
+    assert (await client.post("/ok")).status_code == 200
+
+
+async def test_a_session_that_outlives_the_request_is_rolled_back_as_well(world: World) -> None:
+    app = FastAPI()
+    app.include_router(router)
+    async with (
+        setup_db(app, database_url=world.app),
+        session_scope(app) as shared,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        app.dependency_overrides[get_session] = lambda: shared
+        assert (await client.post("/fails/HTTPException")).status_code == 409
+        assert not shared.in_transaction()
+
+
 async def refuse_at_the_end(_session: SessionDep) -> AsyncGenerator[None]:
     yield
     raise HTTPException(409)

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -165,7 +165,7 @@ async def test_without_waiting_the_first_error_ends_the_start(world: World) -> N
 
 APP = """
 import os
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from mgf.fastapi.db import setup_db
 
@@ -254,8 +254,11 @@ async def test_after_a_refused_start_nothing_is_left(world: World) -> None:
 
 
 async def open_pool(app: FastAPI) -> None:
-    async with session_scope(app) as session:
-        await session.execute(text("SELECT 1"))
+    """Leave several connections in the pool: the end of the first is not yet the others'."""
+    async with AsyncExitStack() as sessions:
+        for _ in range(4):
+            session = await sessions.enter_async_context(session_scope(app))
+            await session.execute(text("SELECT 1"))
 
 
 async def test_a_cancelled_scope_disposes_the_engine(world: World) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 from weakref import WeakSet
 
 from fastapi import Depends
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mgf.common.exceptions import OperationError
@@ -72,7 +73,9 @@ def committing(get: SessionDependency) -> SessionDependency:
         try:
             yield session
         except BaseException:
-            await session.rollback()
+            # What was raised tells more than a connection that is lost; closing it rolls back too.
+            with suppress(SQLAlchemyError):
+                await session.rollback()
             raise
         await _commit(session)
 
