@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID  # noqa: TC003 - FastAPI and pydantic read it from the annotations
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
@@ -16,10 +16,16 @@ from fastapi.responses import JSONResponse
 from models import Invoice
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mgf.fastapi.db import get_session, setup_db
+from mgf.fastapi.db import (
+    Trouble,
+    get_session,
+    install_error_handlers,
+    problem_responses,
+    setup_db,
+)
 from mgf.sqlalchemy import tenant_session
 from mgf.sqlalchemy.errors import sqlstate
 
@@ -30,6 +36,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 router = APIRouter()
+
+# For OpenAPI, beside what FastAPI and mgf.fastapi.db describe themselves.
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No invoice of the tenant"}}
+REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is no text"},
+    403: {"description": "A policy refused the row"},
+}
 
 
 class InvoiceIn(BaseModel):
@@ -69,7 +82,7 @@ async def list_invoices(session: TenantSession) -> list[Invoice]:
     return list(await session.scalars(select(Invoice).order_by(Invoice.id)))
 
 
-@router.get("/invoices/{invoice_id}", response_model=InvoiceOut)
+@router.get("/invoices/{invoice_id}", response_model=InvoiceOut, responses=NOT_FOUND)
 async def read_invoice(invoice_id: int, session: TenantSession) -> Invoice:
     return found(await session.get(Invoice, invoice_id))
 
@@ -82,7 +95,7 @@ async def create_invoice(new: InvoiceIn, session: TenantSession) -> Invoice:
     return invoice
 
 
-@router.put("/invoices/{invoice_id}", response_model=InvoiceOut)
+@router.put("/invoices/{invoice_id}", response_model=InvoiceOut, responses=NOT_FOUND)
 async def change_invoice(invoice_id: int, new: InvoiceIn, session: TenantSession) -> Invoice:
     change = update(Invoice).where(Invoice.id == invoice_id)
     values = new.model_dump(exclude_none=True)
@@ -92,7 +105,7 @@ async def change_invoice(invoice_id: int, new: InvoiceIn, session: TenantSession
     return invoice
 
 
-@router.delete("/invoices/{invoice_id}", status_code=204)
+@router.delete("/invoices/{invoice_id}", status_code=204, responses=NOT_FOUND)
 async def delete_invoice(invoice_id: int, session: TenantSession) -> None:
     removal = delete(Invoice).where(Invoice.id == invoice_id)
     found(await session.scalar(removal.returning(Invoice.id)))
@@ -118,7 +131,7 @@ async def answer_refusal(_request: Request, error: Exception) -> JSONResponse:
     Other refusals under the same SQLSTATE are this service's mistakes, therefore 500: a statement
     in no tenant's scope under ``require_tenant``, or a missing GRANT.
     """
-    if not isinstance(error, DBAPIError) or error.orig is None or sqlstate(error) != "42501":
+    if not isinstance(error, ProgrammingError) or error.orig is None or sqlstate(error) != "42501":
         raise error
     refusal = error.orig.__cause__  # as asyncpg raised it
     source = getattr(refusal, "server_source_function", None)
@@ -137,7 +150,11 @@ def create_app(database_url: str | URL | None = None, *, require_tenant: bool = 
         async with setup_db(app, database_url=url, require_tenant=require_tenant):
             yield
 
-    app = FastAPI(title="Invoices", lifespan=lifespan)
+    # A real service would leave the refused row to install_error_handlers too, whose answers say
+    # nothing of tables; the tour shows PostgreSQL's own words.
+    responses = problem_responses(overrides={Trouble.ROW_REFUSED: None}) | REFUSED
+    app = FastAPI(title="Invoices", lifespan=lifespan, responses=responses)
     app.include_router(router)
-    app.add_exception_handler(DBAPIError, answer_refusal)
+    install_error_handlers(app)
+    app.add_exception_handler(ProgrammingError, answer_refusal)
     return app
