@@ -39,10 +39,14 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
         sa.Column("customer", sa.Text, nullable=False),
         sa.Column("amount", sa.BigInteger, nullable=False),
+        sa.Column("due", sa.Date, nullable=False),
+        sa.Column("late_fee", sa.BigInteger),
     )
-    op.create_index("ix_invoice_tenant_id", "invoice", ["tenant_id"])
+    op.create_index("ix_invoice_tenant_id_id", "invoice", ["tenant_id", "id"])
     for statement in protect_table(PROTECTION):
         op.execute(statement)
+    # The service compares it with the migrations that it knows before it serves.
+    op.execute(f"GRANT SELECT ON alembic_version TO {ROLE}")
 
 
 def downgrade() -> None:
