@@ -1,4 +1,5 @@
-"""The database of a FastAPI application: a lifespan and dependencies.
+"""The database of a FastAPI application: a lifespan and dependencies, errors, health and
+cancellation.
 
 Needs the extra ``mgf-fastapi[sqlalchemy]``.
 """
@@ -6,8 +7,13 @@ Needs the extra ``mgf-fastapi[sqlalchemy]``.
 from __future__ import annotations
 
 try:
+    from mgf.fastapi.db._cancel import CancelOnDisconnect, run_to_end
     from mgf.fastapi.db._current import TenantLogFilter, current_tenant_id
     from mgf.fastapi.db._ended import SessionEndedError
+    from mgf.fastapi.db._errors import install_error_handlers, problem_responses
+    from mgf.fastapi.db._health import Health, check_database, health_router
+    from mgf.fastapi.db._pool import pool_figures
+    from mgf.fastapi.db._problem import Problem
     from mgf.fastapi.db._resolvers import (
         TENANT_RESPONSES,
         tenant_from_claim,
@@ -31,6 +37,7 @@ try:
         committing,
         get_transaction,
     )
+    from mgf.fastapi.db._trouble import Trouble, trouble_of
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"mgf.fastapi.db needs {missing.name!r}, which is not installed; "
@@ -39,18 +46,28 @@ except ModuleNotFoundError as missing:
 
 __all__ = [
     "TENANT_RESPONSES",
+    "CancelOnDisconnect",
     "DatabaseNotReadyError",
+    "Health",
+    "Problem",
     "SessionDep",
     "SessionEndedError",
     "StreamingSessionDep",
     "TenantLogFilter",
     "TransactionAbortedError",
     "TransactionDep",
+    "Trouble",
+    "check_database",
     "committing",
     "current_tenant_id",
     "get_session",
     "get_session_for",
     "get_transaction",
+    "health_router",
+    "install_error_handlers",
+    "pool_figures",
+    "problem_responses",
+    "run_to_end",
     "scoped_session",
     "session_scope",
     "setup_db",
@@ -58,4 +75,5 @@ __all__ = [
     "tenant_from_header",
     "tenant_from_path",
     "tenant_from_subdomain",
+    "trouble_of",
 ]
