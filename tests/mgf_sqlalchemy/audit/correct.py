@@ -10,6 +10,7 @@ from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, Uuid
 
 from harness.schemas import Database, refers_to, tenant_id
 from mgf.sqlalchemy.audit import audit_connection
+from mgf.sqlalchemy.audit._titles import TITLES
 from mgf.sqlalchemy.rls import (
     child_table,
     ensure_app_role,
@@ -97,7 +98,9 @@ class Correct:
             self.database.owner.exec_driver_sql(sql)
 
     def audit(self, **options: Any) -> Report:
-        return audit_connection(self.database.owner, **{"role": self.role, **options})
+        report = audit_connection(self.database.owner, **{"role": self.role, **options})
+        assert {one.id for one in report.findings} <= TITLES.keys()
+        return report
 
     def ids(self, **options: Any) -> set[str]:
         """Return the ids of what counts, but for the age of the server."""

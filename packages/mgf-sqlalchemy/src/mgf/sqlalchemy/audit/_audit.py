@@ -13,7 +13,7 @@ from mgf.sqlalchemy.audit._catalog import read_snapshot
 from mgf.sqlalchemy.audit._checks import CHECKS
 from mgf.sqlalchemy.audit._checks.declared import check_declared
 from mgf.sqlalchemy.audit._checks.policies import unproven_policies
-from mgf.sqlalchemy.audit._finding import SEVERITIES, Finding
+from mgf.sqlalchemy.audit._finding import Finding, rank
 from mgf.sqlalchemy.audit._report import Report
 from mgf.sqlalchemy.audit._subject import expect
 from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
@@ -123,7 +123,7 @@ def audit_connection(
     return Report(
         database=snapshot.database,
         role=snapshot.role.rolname,
-        findings=tuple(sorted(kept, key=_rank)),
+        findings=tuple(sorted(kept, key=rank)),
         not_proven=tuple(unproven_policies(expectation.subject)),
         ignored=ignored,
     )
@@ -154,10 +154,6 @@ def _bound(setting: str, database: str) -> Finding:
         "and writes that tenant's rows",
         f"-- find where it is set; ALTER SYSTEM RESET {setting};",
     )
-
-
-def _rank(finding: Finding) -> tuple[int, str, str]:
-    return SEVERITIES.index(finding.severity), finding.id, finding.object
 
 
 def _sort_out(
