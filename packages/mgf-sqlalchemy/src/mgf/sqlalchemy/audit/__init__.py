@@ -10,6 +10,7 @@ from mgf.sqlalchemy.audit._require import RlsNotActiveError, require_rls
 if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._audit import audit, audit_connection
     from mgf.sqlalchemy.audit._finding import Finding, NotProven
+    from mgf.sqlalchemy.audit._probe._runner import probe, probe_connection
     from mgf.sqlalchemy.audit._report import Report
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "RlsNotActiveError",
     "audit",
     "audit_connection",
+    "probe",
+    "probe_connection",
     "require_rls",
 ]
 
@@ -29,6 +32,8 @@ _ELSEWHERE = {
     "Report": "_report",
     "audit": "_audit",
     "audit_connection": "_audit",
+    "probe": "_probe._runner",
+    "probe_connection": "_probe._runner",
 }
 
 

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy._binding import SETTING
-from mgf.sqlalchemy.audit._catalog import read_snapshot
 from mgf.sqlalchemy.audit._checks import CHECKS
 from mgf.sqlalchemy.audit._checks.declared import check_declared
 from mgf.sqlalchemy.audit._checks.policies import unproven_policies
-from mgf.sqlalchemy.audit._finding import Finding, rank
+from mgf.sqlalchemy.audit._finding import Finding, by_rank
+from mgf.sqlalchemy.audit._look import check_reasons, is_ignored, look, names_of
 from mgf.sqlalchemy.audit._report import Report
-from mgf.sqlalchemy.audit._subject import expect
-from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
-from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
+from mgf.sqlalchemy.rls._scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -97,25 +94,14 @@ def audit_connection(
     ignore: Mapping[str, str] | None = None,
 ) -> Report:
     """Do what `audit` does, on a connection that is not async."""
-    reasons = dict(ignore or {})
-    for name, reason in reasons.items():
-        if not reason.strip():
-            raise AppConfigError(f"{name!r} is ignored without a reason; say why it may stay")
+    reasons = check_reasons(ignore)
     is_scoped = connection.in_transaction()
     with scratch(connection):
-        with scratch(connection):
-            connection.execute(EMPTY_SEARCH_PATH)
-            snapshot = read_snapshot(
-                connection,
-                role=role,
-                setting=setting,
-                columns=[tenant_column, *_declared_columns(metadata)],
-            )
-        # On the path that was: the metadata's predicates name its tables without a schema.
-        bound = connection.execute(_CURRENT, {"setting": setting}).scalar()
-        expectation = expect(
-            connection, snapshot, metadata=metadata, tenant_column=tenant_column, setting=setting
+        expectation = look(
+            connection, role=role, metadata=metadata, tenant_column=tenant_column, setting=setting
         )
+        bound = connection.execute(_CURRENT, {"setting": setting}).scalar()
+    snapshot = expectation.subject.snapshot
     findings = list(_findings(expectation))
     if bound and not is_scoped and not any(one.id == "setting-default" for one in findings):
         findings.append(_bound(setting, snapshot.database))
@@ -123,18 +109,10 @@ def audit_connection(
     return Report(
         database=snapshot.database,
         role=snapshot.role.rolname,
-        findings=tuple(sorted(kept, key=rank)),
+        findings=tuple(sorted(kept, key=by_rank)),
         not_proven=tuple(unproven_policies(expectation.subject)),
         ignored=ignored,
     )
-
-
-def _declared_columns(metadata: MetaData | None) -> Iterator[str]:
-    for table in () if metadata is None else metadata.tables.values():
-        declaration = declaration_of(table)
-        if isinstance(declaration, TenantTable):
-            column = find_column(table, declaration.column)
-            yield declaration.column if column is None else column.name
 
 
 def _findings(expectation: Expectation) -> Iterator[Finding]:
@@ -159,12 +137,6 @@ def _bound(setting: str, database: str) -> Finding:
 def _sort_out(
     findings: Iterable[Finding], reasons: Mapping[str, str]
 ) -> tuple[list[Finding], dict[str, str]]:
-    kept: list[Finding] = []
     ignored: dict[str, str] = {}
-    for one in findings:
-        names = [name for name in (one.id, f"{one.id} {one.object}") if name in reasons]
-        if names:
-            ignored.update({name: reasons[name] for name in names})
-        else:
-            kept.append(one)
+    kept = [one for one in findings if not is_ignored(names_of(one, one.id), reasons, ignored)]
     return kept, ignored

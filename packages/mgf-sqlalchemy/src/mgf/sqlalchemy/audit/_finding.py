@@ -32,7 +32,7 @@ class Finding:
     remedy: str
 
 
-def rank(finding: Finding) -> tuple[int, str, str]:
+def by_rank(finding: Finding) -> tuple[int, str, str]:
     """Return what findings are sorted by: the worst first."""
     return SEVERITIES.index(finding.severity), finding.id, finding.object
 

@@ -21,6 +21,7 @@ ATTACKS: Final = {
     "nonsense": "read with a tenant that is no tenant",
     "insert": "insert a row of another tenant",
     "insert-returning": "insert one, and have it returned",
+    "insert-unscoped": "insert a row while no tenant is set",
     "upsert": "insert one on top of another tenant's (ON CONFLICT DO UPDATE)",
     "move": "give an own row to another tenant, by UPDATE",
     "blind-update": "UPDATE without WHERE",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._data import ReportData
-from mgf.sqlalchemy.audit._finding import rank
+from mgf.sqlalchemy.audit._finding import by_rank
 from mgf.sqlalchemy.audit._html import render_html
 from mgf.sqlalchemy.audit._text import render_text
 
@@ -57,7 +57,7 @@ class Report(ReportData):
         open_ = (one for one in audited.not_proven if not _is_settled(one, probed))
         return replace(
             self,
-            findings=tuple(sorted(_unique(self.findings + other.findings), key=rank)),
+            findings=tuple(sorted(_unique(self.findings + other.findings), key=by_rank)),
             not_proven=tuple(_unique((*open_, *tried.not_proven))),
             probed=probed,
             ignored={**self.ignored, **other.ignored},

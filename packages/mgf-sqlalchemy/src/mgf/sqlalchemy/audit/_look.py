@@ -1,0 +1,75 @@
+"""What there is, and what it is held to: the start of an audit and of a probe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.audit._catalog import read_snapshot
+from mgf.sqlalchemy.audit._subject import expect
+from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
+from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from sqlalchemy import Connection, MetaData
+
+    from mgf.sqlalchemy.audit._finding import Finding, NotProven
+    from mgf.sqlalchemy.audit._subject import Expectation
+
+
+def look(
+    connection: Connection,
+    *,
+    role: str | None,
+    metadata: MetaData | None,
+    tenant_column: str,
+    setting: str,
+) -> Expectation:
+    """Return what the catalogs say, and whose rows each relation has."""
+    with scratch(connection):
+        connection.execute(EMPTY_SEARCH_PATH)
+        snapshot = read_snapshot(
+            connection,
+            role=role,
+            setting=setting,
+            columns=[tenant_column, *_declared_columns(metadata)],
+        )
+    # On the path that was: the metadata's predicates name its tables without a schema.
+    return expect(
+        connection, snapshot, metadata=metadata, tenant_column=tenant_column, setting=setting
+    )
+
+
+def _declared_columns(metadata: MetaData | None) -> Iterator[str]:
+    for table in () if metadata is None else metadata.tables.values():
+        declaration = declaration_of(table)
+        if isinstance(declaration, TenantTable):
+            column = find_column(table, declaration.column)
+            yield declaration.column if column is None else column.name
+
+
+def check_reasons(ignore: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what is to be left out, each with its reason.
+
+    Raises:
+        AppConfigError: a reason is blank.
+    """
+    reasons = dict(ignore or {})
+    for name, reason in reasons.items():
+        if not reason.strip():
+            raise AppConfigError(f"{name!r} is ignored without a reason; say why it may stay")
+    return reasons
+
+
+def is_ignored(names: Iterable[str], reasons: Mapping[str, str], ignored: dict[str, str]) -> bool:
+    """Say whether something is left out under one of its names, and note why."""
+    found = {name: reasons[name] for name in names if name in reasons}
+    ignored.update(found)
+    return bool(found)
+
+
+def names_of(one: Finding | NotProven, id_: str) -> tuple[str, str]:
+    """Return the names under which something may be left out."""
+    return id_, f"{id_} {one.object}"

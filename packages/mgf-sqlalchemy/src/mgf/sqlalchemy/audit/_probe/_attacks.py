@@ -1,0 +1,594 @@
+"""The attacks, each on one relation, and the two controls that show they could succeed.
+
+A transaction of the role is bound to one tenant or to none, and asks for rows of the other one.
+Nothing is taken for held that was not shown to work for the tenant's own rows.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import DBAPIError
+
+from mgf.sqlalchemy.audit._probe._copy import CopyUnsupportedError, copy_out
+from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
+from mgf.sqlalchemy.audit._probe._seeding import CannotSeedError, insert, place
+from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
+from mgf.sqlalchemy.audit._probe._values import cast
+from mgf.sqlalchemy.audit._sql import identifier, literal
+from mgf.sqlalchemy.errors import sqlstate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mgf.sqlalchemy.audit._probe._seeding import Seeder, Values
+    from mgf.sqlalchemy.audit._probe._session import Session
+    from mgf.sqlalchemy.audit._probe._shapes import Slot
+    from mgf.sqlalchemy.audit._probe._target import Target
+
+# insufficient_privilege: what a policy raises, too.
+_REFUSED = "42501"
+# undefined_object: a setting that was never set, asked for without missing_ok.
+_NO_SETTING = "42704"
+_DIVISION_BY_ZERO = "22012"
+_NOT_SUPPORTED = "0A000"
+_UNIQUE_VIOLATION = "23505"
+
+# No UUID, nor anything else that a setting is cast to.
+_NONSENSE = "no tenant; 100 %"
+# Reads no column, so no policy for SELECT is added to a command, and takes more than ten operator
+# calls: PostgreSQL asks a condition without columns that is cheaper before the policies.
+_COSTLY = " + ".join(["random()"] * 12)
+# Is asked for every row that is within reach of a command, and fails at the first: so a command
+# without WHERE is tried on a table of any size, and no row is touched.
+_TRAP = f"1 / CAST(floor(({_COSTLY}) * 0.01) AS int) > 0"
+_STATEMENT = "mgf_probe"
+_IS_PREPARED = f"SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE name = '{_STATEMENT}')"  # noqa: S608
+
+
+class Field:
+    """What the attacks are made with.
+
+    Args:
+        session: to try in.
+        seeder: which knows the rows.
+        tenants: two that have rows.
+        stranger: one that has none.
+        has_own: the role is the application's, which has to reach a tenant's own rows for
+            anything to be shown.
+        never_set: what was seen while the setting had never been set in this session.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        seeder: Seeder,
+        tenants: tuple[str, str],
+        stranger: str,
+        *,
+        has_own: bool = True,
+    ) -> None:
+        self.session = session
+        self.seeder = seeder
+        self.tenants = tenants
+        self.stranger = stranger
+        self.has_own = has_own
+        self.never_set: dict[int, Outcome] = {}
+
+    def of(self, session: Session) -> Field:
+        """Return the same for a role that the application's can become."""
+        return Field(session, self.seeder, self.tenants, self.stranger, has_own=False)
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Each tenant, with the one that it attacks."""
+        one, other = self.tenants
+        yield from ((one, other), (other, one))
+
+    def sees(self, target: Target, *tenants: str) -> bool:
+        """Say whether rows of tenants are read."""
+        where = target.rows_of(*tenants)
+        return bool(
+            self.session.scalar(f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {where})")  # noqa: S608
+        )
+
+    def refusal(self, tenant: str | None, *statements: str) -> DBAPIError | None:
+        """Run statements of the role, undo them, and return the error that the last one gave."""
+        try:
+            with self.session.trial(tenant):
+                for one in statements:
+                    self.session.run(one)
+        except DBAPIError as error:
+            failure(error)
+            return error
+        return None
+
+
+def own_read(field: Field, target: Target) -> Outcome:
+    """A tenant reads its own rows."""
+    if not target.may("SELECT"):
+        return NOT_APPLICABLE
+    for tenant in field.tenants:
+        try:
+            with field.session.trial(tenant):
+                if not field.sees(target, tenant):
+                    reason = target.reasons.get(tenant)
+                    return not_proven(reason or "a tenant does not see its own rows")
+        except DBAPIError as error:
+            # A view reads what its reader, or its owner, may not.
+            if target.is_view and failure(error) == _REFUSED:
+                return NOT_APPLICABLE
+            raise
+    return HELD
+
+
+def own_write(field: Field, target: Target) -> Outcome:
+    """A tenant writes a row of its own."""
+    if not target.may("INSERT") or target.is_view:
+        return NOT_APPLICABLE
+    for tenant in field.tenants:
+        error = field.refusal(tenant, _insert(field, target, tenant))
+        # Policies come before keys.
+        if error is not None and sqlstate(error) != _UNIQUE_VIOLATION:
+            return not_proven(f"a tenant cannot write a row of its own ({explain(error)})")
+    return HELD
+
+
+def read(field: Field, target: Target) -> Outcome:
+    """A tenant reads the other's rows."""
+    for tenant, other in field.pairs:
+        with field.session.trial(tenant):
+            if field.sees(target, other):
+                return leaked("a tenant reads another one's rows")
+    with field.session.trial(field.stranger):
+        if target.named and field.sees(target, *target.named):
+            return leaked("any tenant reads the rows of one that a policy names")
+    return HELD
+
+
+def unscoped(field: Field, target: Target) -> Outcome:
+    """Rows are read after RESET of the setting, and where it can be, before it was ever set."""
+    before = field.never_set.get(target.relation.oid, HELD)
+    if before != HELD:
+        return before
+    setting = ".".join(identifier(part) for part in field.session.setting.split("."))
+    return _unbound(field, target, UNTOUCHED, f"RESET {setting}", "no tenant is set")
+
+
+def empty(field: Field, target: Target) -> Outcome:
+    """Rows are read while the setting is empty, as it is after its first use."""
+    return _unbound(field, target, "", "", "the setting is empty")
+
+
+def nonsense(field: Field, target: Target) -> Outcome:
+    """Rows are read while the setting is no tenant."""
+    return _unbound(field, target, _NONSENSE, "", "the setting is no tenant at all")
+
+
+def _unbound(field: Field, target: Target, tenant: str | None, first: str, when: str) -> Outcome:
+    try:
+        with field.session.trial(tenant):
+            if first:
+                field.session.run(first)
+            if field.sees(target, *field.tenants):
+                return leaked(f"rows of tenants are read while {when}")
+    except DBAPIError as error:
+        if not _is_closed(failure(error)):
+            raise
+    return HELD
+
+
+def _is_closed(code: str) -> bool:
+    """Say whether an error is what a policy gives that cannot make a tenant of the setting."""
+    return code in (_REFUSED, _NO_SETTING) or code.startswith("22")
+
+
+def insert_other(field: Field, target: Target) -> Outcome:
+    """A tenant writes a row for the other."""
+    return _inserts(field, target, "")
+
+
+def insert_returning(field: Field, target: Target) -> Outcome:
+    """A tenant writes a row for the other, and has it returned."""
+    shown = [slot.sql for slot in target.shape.slots.values() if slot.readable]
+    return _inserts(field, target, shown[0]) if shown else NOT_APPLICABLE
+
+
+def insert_unscoped(field: Field, target: Target) -> Outcome:
+    """A row is written for a tenant while none is set."""
+    if not target.may("INSERT"):
+        return NOT_APPLICABLE
+    tenant = field.tenants[0]
+    error = field.refusal("", _insert(field, target, tenant))
+    if error is not None and _is_closed(failure(error)):
+        return HELD
+    return _verdict(error, "a row is written for a tenant while none is set")
+
+
+def _inserts(field: Field, target: Target, returning: str) -> Outcome:
+    if not target.may("INSERT"):
+        return NOT_APPLICABLE
+    variants: list[Values | None] = [None, *field.seeder.variants[target.relation.oid]]
+    for (tenant, other), given in product(field.pairs, variants):
+        statement = _insert(field, target, other, returning, given)
+        error = field.refusal(tenant, statement)
+        outcome = _verdict(error, "a tenant writes a row for another one")
+        if error is None and target.column is not None:
+            outcome = _landed(field, target, (tenant, other), statement) or outcome
+        if outcome != HELD:
+            return outcome
+    return HELD
+
+
+def _landed(field: Field, target: Target, pair: tuple[str, str], statement: str) -> Outcome | None:
+    """Return that an INSERT made no row for the other: a trigger or rule saw to it."""
+    tenant, other = pair
+    count = f"SELECT count(*) FROM {target.sql} WHERE {target.rows_of(other)}"  # noqa: S608
+    counts = list[int]()
+    for statements in ((), (statement,)):
+        with field.session.trial(tenant):
+            for one in statements:
+                field.session.run(one)
+            field.session.become(other, role=field.session.login)
+            counts.append(field.session.scalar(count))
+    return HELD if counts[0] == counts[1] else None
+
+
+def _verdict(error: DBAPIError | None, how: str) -> Outcome:
+    if error is None:
+        return leaked(how)
+    code = failure(error)
+    if code == _REFUSED:
+        return HELD
+    if code == _UNIQUE_VIOLATION:
+        return leaked(f"{how}: policies let it pass, and only a key that is taken refused this row")
+    return not_proven(explain(error))
+
+
+def _insert(
+    field: Field, target: Target, tenant: str, returning: str = "", given: Values | None = None
+) -> str:
+    # Of a partitioned table, what goes into the partition that took a row.
+    rows = target.rows[tenant] if target.relation.kind == "p" else ()
+    oid = rows[0].oid if rows else target.relation.oid
+    values = field.seeder.values(oid, tenant, given=given)
+    return insert(target.sql, target.shape, values, returning)
+
+
+def upsert(field: Field, target: Target) -> Outcome:
+    """A tenant writes over the other's row that has the same key."""
+    if not target.may("INSERT", "UPDATE", "SELECT") or not target.shape.keys:
+        return NOT_APPLICABLE
+    # A key without the tenant is the way in, where there is one.
+    key = min(target.shape.keys, key=lambda one: target.column in one)
+    for tenant, other in field.pairs:
+        row = next(iter(target.rows[other]), None)
+        if row is None or any(row.values.get(name) is None for name in key):
+            return not_proven("the keys of the other's row are not known")
+        values: Values = {
+            name: value for name, value in row.values.items() if _is_written(target, name, key)
+        }
+        if target.column is not None and target.column not in key:
+            values[target.column] = tenant
+        updated = next(
+            (one for one in (*key, *values) if _is_updated(target.shape.slots[one])), None
+        )
+        if updated is None:
+            return NOT_APPLICABLE
+        columns = ", ".join(target.shape.slots[name].sql for name in key)
+        name = target.shape.slots[updated].sql
+        statement = (
+            f"{insert(target.sql, target.shape, values)} ON CONFLICT ({columns}) "
+            f"DO UPDATE SET {name} = EXCLUDED.{name}"
+        )
+        outcome = _touches(field, target, (tenant, other), statement)
+        if outcome != HELD:
+            return outcome
+    return HELD
+
+
+def _is_written(target: Target, name: str, key: tuple[str, ...]) -> bool:
+    slot = target.shape.slots.get(name)
+    return slot is not None and not slot.generated and (slot.insertable or name in key)
+
+
+def _is_updated(slot: Slot) -> bool:
+    return slot.updatable and not slot.generated and slot.identity != "a"
+
+
+def _touches(field: Field, target: Target, pair: tuple[str, str], statement: str) -> Outcome:
+    """Run a statement of a tenant, and see whether the other's rows are where they were."""
+    tenant, other = pair
+    where = place(target.rows[other])
+    try:
+        with field.session.trial(tenant):
+            field.session.run(statement)
+            field.session.become(other, role=field.session.login)
+            left = field.session.scalar(f"SELECT count(*) FROM {target.sql} WHERE {where}")  # noqa: S608
+    except DBAPIError as error:
+        if failure(error) == _NOT_SUPPORTED:
+            return NOT_APPLICABLE  # a table with rules takes no ON CONFLICT
+        return HELD if failure(error) == _REFUSED else not_proven(explain(error))
+    if left == len(target.rows[other]):
+        return HELD
+    return leaked("a tenant writes over another one's row")
+
+
+def move(field: Field, target: Target) -> Outcome:
+    """A tenant gives a row of its own to the other."""
+    if not target.may("UPDATE"):
+        return NOT_APPLICABLE
+    for tenant, other in field.pairs:
+        given = _given(field, target, other)
+        if not given:
+            return NOT_APPLICABLE
+        own = target.rows_of(tenant) if target.may("SELECT") else ""
+        # Without WHERE no policy for SELECT has a say.
+        for where in dict.fromkeys([own, _counted(len(target.rows[tenant]))]):
+            statement = f"UPDATE {target.sql} SET {given} WHERE {where}"  # noqa: S608
+            outcome = _moves(field, target, (tenant, other), statement) if where else HELD
+            if outcome != HELD:
+                return outcome
+    return HELD
+
+
+def _moves(field: Field, target: Target, pair: tuple[str, str], statement: str) -> Outcome:
+    tenant, other = pair
+    count = f"SELECT count(*) FROM {target.sql} WHERE {target.rows_of(other)}"  # noqa: S608
+    session = field.session
+    try:
+        with session.trial(tenant):
+            session.run(f"SELECT set_config({literal(_COUNTER)}, '0', true)")
+            if session.run(statement).rowcount == 0:
+                return not_proven("UPDATE does not reach a tenant's own rows")
+            session.become(other, role=session.login)
+            # What a trigger put back is where it was.
+            if target.column is not None and session.scalar(count) == len(target.rows[other]):
+                return HELD
+    except DBAPIError as error:
+        if failure(error) == _DIVISION_BY_ZERO:
+            return leaked("an UPDATE without WHERE reaches other tenants' rows")
+        return _verdict(error, "a tenant gives its row to another one")
+    return leaked("a tenant gives its row to another one")
+
+
+_COUNTER = "mgf_probe.counted"
+
+
+def _counted(most: int) -> str:
+    """Return the SQL that fails when more rows than these are within reach."""
+    name = literal(_COUNTER)
+    count = f"set_config({name}, CAST(CAST(current_setting({name}) AS int) + 1 AS text), true)"
+    return f"1 / greatest({most + 1} - CAST({count} AS int), 0) + {_COSTLY} >= 0"
+
+
+def _given(field: Field, target: Target, other: str) -> str:
+    """Return the assignments that make a row another tenant's."""
+    owners = field.seeder.owners(target.relation.oid, other)
+    return ", ".join(
+        f"{slot.sql} = {cast(value, slot.type)}"
+        for name, value in owners.items()
+        if (slot := target.shape.slots[name]).updatable
+    )
+
+
+def blind_update(field: Field, target: Target) -> Outcome:
+    """An UPDATE without WHERE reaches rows that are not the tenant's."""
+    slot = next((one for one in target.shape.slots.values() if one.updatable), None)
+    if slot is None or not target.may("UPDATE"):
+        return NOT_APPLICABLE
+    return _blind(field, f"UPDATE {target.sql} SET {slot.sql} = DEFAULT WHERE {_TRAP}")  # noqa: S608
+
+
+def blind_delete(field: Field, target: Target) -> Outcome:
+    """A DELETE without WHERE reaches rows that are not the tenant's."""
+    if not target.may("DELETE"):
+        return NOT_APPLICABLE
+    return _blind(field, f"DELETE FROM {target.sql} WHERE {_TRAP}")  # noqa: S608
+
+
+def _blind(field: Field, statement: str) -> Outcome:
+    """Run a command with the trap in it, as one that has no rows, and as nobody."""
+    command = statement.partition(" ")[0]
+    for tenant in (field.stranger, ""):
+        error = field.refusal(tenant, statement)
+        code = None if error is None else failure(error)
+        if code == _DIVISION_BY_ZERO:
+            return leaked(f"{command} without WHERE reaches rows of other tenants")
+        if code is not None and not (tenant == "" and _is_closed(code)):
+            return not_proven(code if error is None else explain(error))
+    for tenant in field.tenants if field.has_own else ():
+        error = field.refusal(tenant, statement)
+        if error is None or failure(error) != _DIVISION_BY_ZERO:
+            return not_proven(f"{command} does not reach a tenant's own rows either")
+    return HELD
+
+
+def truncate(field: Field, target: Target) -> Outcome:
+    """All rows are removed at once."""
+    if not target.may("TRUNCATE"):
+        return NOT_APPLICABLE
+    for cascade in ("", " CASCADE"):
+        error = field.refusal(field.stranger, f"TRUNCATE {target.sql}{cascade}")
+        # Refused because of the tables that refer to it; with them, it takes privileges on all.
+        if error is None or failure(error) != _NOT_SUPPORTED:
+            break
+    return _verdict(error, "TRUNCATE removes the rows of all tenants: no policy applies to it")
+
+
+def copy(field: Field, target: Target) -> Outcome:
+    """COPY TO gives the other's rows."""
+    columns = [name for name, slot in target.shape.slots.items() if slot.readable]
+    for tenant, other in field.pairs:
+        own, others = target.copies(tenant), target.copies(other)
+        with field.session.trial(tenant):
+            try:
+                output = copy_out(field.session.connection, target.relation, columns)
+            except CopyUnsupportedError as error:
+                return not_proven(str(error))
+            except Exception as error:
+                # The driver's own, which SQLAlchemy knows nothing of.
+                if (code := sqlstate(error)) is None:
+                    raise
+                return not_proven(code)
+        if others & _lines(output) or any(one in output for one in target.tokens(other)):
+            return leaked("COPY TO gives another tenant's rows")
+        if not (own & _lines(output) or any(one in output for one in target.tokens(tenant))):
+            return not_proven("a tenant's own rows could not be told in what COPY TO gave")
+    return HELD
+
+
+def _lines(output: str) -> set[str]:
+    return set(output.split("\n"))
+
+
+def other_settings(field: Field, target: Target) -> Outcome:
+    """Rows are read after other settings were set that policies ask for."""
+    if not target.settings:
+        return NOT_APPLICABLE
+    for (tenant, other), name in product(field.pairs, target.settings):
+        for value in (*target.settings[name], other):
+            try:
+                with field.session.trial(tenant):
+                    field.session.run(f"SELECT set_config({literal(name)}, {literal(value)}, true)")
+                    if field.sees(target, other):
+                        return leaked(f"{name} = {value!r}, which anyone may set, opens it")
+            except DBAPIError as error:
+                if not _is_closed(failure(error)):
+                    raise
+    return HELD
+
+
+def prepared(field: Field, target: Target) -> Outcome:
+    """A statement that was planned for one tenant gives its rows to the other.
+
+    It has no parameters and is planned once; that plan is what a driver's cache keeps, too.
+    """
+    session = field.session
+    for tenant, other in field.pairs:
+        query = f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {target.rows_of(tenant)})"  # noqa: S608
+        try:
+            with session.trial(tenant):
+                session.run("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
+                session.run(f"PREPARE {_STATEMENT} AS {query}")
+                if not session.scalar(f"EXECUTE {_STATEMENT}"):
+                    return not_proven("the statement shows a tenant nothing")
+                session.become(other)
+                if session.scalar(f"EXECUTE {_STATEMENT}"):
+                    return leaked("a prepared statement gives one tenant's rows to another")
+        finally:
+            # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
+            if session.scalar(_IS_PREPARED):
+                session.run(f"DEALLOCATE {_STATEMENT}")
+    return HELD
+
+
+def reused(field: Field, target: Target) -> Outcome:
+    """Rows are read on a connection after a tenant's work on it has ended.
+
+    Its end is a rollback to a savepoint, which gives settings back as the end of a transaction
+    does: another transaction would not see the rows.
+    """
+    for tenant in field.tenants:
+        with field.session.trial(tenant):
+            field.sees(target, tenant)
+        try:
+            with field.session.trial(UNTOUCHED):
+                if field.sees(target, *field.tenants):
+                    return leaked("rows of tenants are read on a connection that was given back")
+        except DBAPIError as error:
+            if not _is_closed(failure(error)):
+                raise
+    return HELD
+
+
+_READING: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
+    "read": read,
+    "unscoped": unscoped,
+    "empty": empty,
+    "nonsense": nonsense,
+    "copy": copy,
+    "other-settings": other_settings,
+    "prepared": prepared,
+    "reused": reused,
+}
+_CONTROLS: Final = {
+    **dict.fromkeys(_READING, "own-read"),
+    **dict.fromkeys(("insert", "insert-returning", "insert-unscoped", "upsert"), "own-write"),
+}
+_ATTACKS: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
+    "own-read": own_read,
+    "own-write": own_write,
+    "read": read,
+    "unscoped": unscoped,
+    "empty": empty,
+    "nonsense": nonsense,
+    "insert": insert_other,
+    "insert-returning": insert_returning,
+    "insert-unscoped": insert_unscoped,
+    "upsert": upsert,
+    "move": move,
+    "blind-update": blind_update,
+    "blind-delete": blind_delete,
+    "truncate": truncate,
+    "copy": copy,
+    "other-settings": other_settings,
+    "prepared": prepared,
+    "reused": reused,
+}
+
+# Those that need no rows of a role's own.
+BY_ROLE: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
+    "read": read,
+    "unscoped": unscoped,
+    "blind-update": blind_update,
+    "blind-delete": blind_delete,
+    "truncate": truncate,
+}
+# In the order in which they are made.
+ATTACKS: Final = tuple(_ATTACKS)
+
+
+def attack(field: Field, target: Target) -> dict[str, Outcome]:
+    """Make all attacks on a relation, and return how each went."""
+    found: dict[str, Outcome] = {}
+    for name, one in _ATTACKS.items():
+        if target.is_view and name not in _READING and name != "own-read":
+            found[name] = NOT_APPLICABLE
+            continue
+        control = found.get(_CONTROLS.get(name, ""), HELD)
+        if control == NOT_APPLICABLE:
+            found[name] = NOT_APPLICABLE
+            continue
+        found[name] = attempt(field, target, one)
+        if found[name].result != "leaked" and control.result == "not_proven":
+            found[name] = control
+    return found
+
+
+def attempt(field: Field, target: Target, one: Callable[[Field, Target], Outcome]) -> Outcome:
+    """Make an attack on a relation; an error that it does not expect proves nothing."""
+    if one in _READING.values():
+        if not target.may("SELECT"):
+            return NOT_APPLICABLE
+        if not all(target.rows_of(tenant) for tenant in field.tenants):
+            return not_proven(target.reason or "no tenant's row could be told from others here")
+    try:
+        return one(field, target)
+    except DBAPIError as error:
+        return not_proven(explain(error))
+    except CannotSeedError as error:
+        return not_proven(str(error))
+
+
+def look_unset(field: Field, target: Target, where: str) -> Outcome:
+    """Read rows while the setting was never set."""
+    try:
+        with field.session.trial(UNTOUCHED):
+            if field.session.scalar(f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {where})"):  # noqa: S608
+                return leaked("rows of tenants are read in a session that never set a tenant")
+    except DBAPIError as error:
+        if not _is_closed(failure(error)):
+            return not_proven(explain(error))
+    return HELD

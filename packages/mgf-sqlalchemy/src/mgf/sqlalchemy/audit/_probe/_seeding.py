@@ -1,0 +1,347 @@
+"""Rows of two tenants that nobody else has, put in as far as anyone here may."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy.exc import DBAPIError
+
+from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
+from mgf.sqlalchemy.audit._probe._solver import solve
+from mgf.sqlalchemy.audit._probe._values import cast, invent
+from mgf.sqlalchemy.audit._sql import identifier, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from mgf.sqlalchemy.audit._probe._ground import ForeignKey, Ground
+    from mgf.sqlalchemy.audit._probe._session import Session
+    from mgf.sqlalchemy.audit._probe._shapes import Condition, Shape
+    from mgf.sqlalchemy.audit._snapshot import Relation
+
+Values = dict[str, "str | None"]
+
+# Partitions that are tried until one takes a row.
+_MOST_PARTITIONS = 5
+
+
+class Author(NamedTuple):
+    """Who writes rows, and whether with the setting at the rows' tenant."""
+
+    role: str
+    is_bound: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that was put in.
+
+    Args:
+        oid: of the table or partition that it is in.
+        ctid: its place there; None where the author may not read it.
+        values: of its columns, as text.
+    """
+
+    oid: int
+    ctid: str | None
+    values: Mapping[str, str | None]
+
+
+class CannotSeedError(Exception):
+    """There is no row of a tenant in a table, and this is why."""
+
+
+def insert(table: str, shape: Shape, values: Mapping[str, str | None], returning: str = "") -> str:
+    """Return the statement that puts a row into a table."""
+    tail = f" RETURNING {returning}" if returning else ""
+    if not values:
+        return f"INSERT INTO {table} DEFAULT VALUES{tail}"
+    slots = [shape.slots[name] for name in values]
+    columns = ", ".join(slot.sql for slot in slots)
+    literals = ", ".join(cast(values[slot.name], slot.type) for slot in slots)
+    over = " OVERRIDING SYSTEM VALUE" if any(slot.identity == "a" for slot in slots) else ""
+    return f"INSERT INTO {table} ({columns}){over} VALUES ({literals}){tail}"  # noqa: S608
+
+
+class Seeder:
+    """Puts rows of tenants into tables, their parents' first.
+
+    Args:
+        session: to try in.
+        ground: the tables.
+        donors: tenants whose rows may be copied.
+    """
+
+    def __init__(self, session: Session, ground: Ground, donors: Sequence[str] = ()) -> None:
+        self._session = session
+        self._ground = ground
+        self._donors = donors
+        self._rows: defaultdict[tuple[int, str], list[Row]] = defaultdict(list)
+        self._shared: dict[ForeignKey, Values | None] = {}
+        self._busy: set[tuple[int, str]] = set()
+        self._failed: set[tuple[int, str]] = set()
+        self._author = Author(session.role, is_bound=True)
+        self.reasons: dict[tuple[int, str], str] = {}
+        self.variants: defaultdict[int, list[Values]] = defaultdict(list)
+
+    def rows(self, oid: int, tenant: str) -> Sequence[Row]:
+        """Return a tenant's rows in a table, those in its partitions among them."""
+        return self._rows[oid, tenant]
+
+    def write_as(self, author: Author) -> None:
+        """Put in as somebody else from now on, also what could not be put in before."""
+        self._author = author
+        self._failed.clear()
+        self._shared = {key: one for key, one in self._shared.items() if one is not None}
+
+    def seed(self, oid: int, tenant: str) -> Row | None:
+        """Return a row of a tenant, one that was put in before or a new one.
+
+        Args:
+            oid: of the table.
+            tenant: whose row; empty for a row of a table that all tenants share.
+        """
+        key = (oid, tenant)
+        if not self._rows[key] and key not in self._failed and key not in self._busy:
+            self._busy.add(key)
+            try:
+                self._seed(self._ground.relations[oid], tenant)
+                self.reasons.pop(key, None)
+            except CannotSeedError as error:
+                self.reasons[key] = str(error)
+                self._failed.add(key)
+            finally:
+                self._busy.remove(key)
+        return next(iter(self._rows[key]), None)
+
+    def add(self, oid: int, tenant: str, given: Values) -> bool:
+        """Put in one more row with some given values, and say whether that could be done."""
+        try:
+            values = self.values(oid, tenant, given=given)
+            self._put(self._ground.relations[oid], tenant, values)
+        except (CannotSeedError, DBAPIError) as error:
+            if isinstance(error, DBAPIError):
+                failure(error)
+            return False
+        return True
+
+    def owners(self, oid: int, tenant: str) -> Values:
+        """Return the columns that say whose a row is, as they are for a tenant."""
+        column = self._ground.owned.get(oid)
+        found: Values = {} if column is None else {column: tenant}
+        for key in self._ground.foreign_keys(oid):
+            rows = self._rows[key.parent, tenant]
+            if rows and key.parent in self._ground.owned and key.parent != oid:
+                for name, other in zip(key.columns, key.parent_columns, strict=True):
+                    found.setdefault(name, rows[0].values.get(other))
+        return found
+
+    def values(
+        self,
+        oid: int,
+        tenant: str,
+        *,
+        given: Values | None = None,
+        copied: Values | None = None,
+        full: bool = True,
+    ) -> Values:
+        """Return values for a new row of a tenant.
+
+        Args:
+            oid: of the table.
+            tenant: whose row.
+            given: values that it has to have.
+            copied: values of another row, for what need not differ.
+            full: fill in what may be left out, too.
+
+        Raises:
+            CannotSeedError: there are none.
+        """
+        shape = self._ground.shapes[oid]
+        values: Values = dict(given or {})
+        column = self._ground.owned.get(oid)
+        if column is not None:
+            values[column] = tenant
+        for key in self._ground.foreign_keys(oid):
+            values |= self._referring(oid, tenant, key, values)
+        distinct = {
+            name for one in shape.keys if column is None or column not in one for name in one
+        }
+        for name, slot in shape.slots.items():
+            if name in values or slot.generated or slot.identity:
+                continue
+            if copied is not None and name in copied and name not in distinct:
+                values[name] = copied[name]
+            elif not slot.has_default and (full or slot.not_null):
+                values[name] = invent(slot)
+                if values[name] is None and slot.not_null:
+                    raise CannotSeedError(
+                        f"nothing is known of the type {slot.type!r} of column {name!r}"
+                    )
+        if copied is None and shape.conditions:
+            values |= self._fulfil(oid, shape.conditions, values, given or {})
+        return values
+
+    def _seed(self, relation: Relation, tenant: str) -> None:
+        reason = ""
+        for values in self._attempts(relation, tenant):
+            try:
+                return self._put(relation, tenant, values)
+            except DBAPIError as error:
+                reason = explain(error)
+        for oid in islice(self._ground.leaves(relation.oid), _MOST_PARTITIONS):
+            if relation.kind == "p" and self.seed(oid, tenant) is not None:
+                return None
+        raise CannotSeedError(reason)
+
+    def _attempts(self, relation: Relation, tenant: str) -> Iterator[Values]:
+        if self._author.role == self._session.role and not self._may_insert(relation):
+            raise CannotSeedError(f"{self._session.role!r} has no INSERT on it")
+        for copied in self._copies(relation, tenant):
+            yield self.values(relation.oid, tenant, copied=copied)
+        yield self.values(relation.oid, tenant)
+        yield self.values(relation.oid, tenant, full=False)
+
+    def _may_insert(self, relation: Relation) -> bool:
+        root = self._ground.relations[self._ground.root(relation.oid)]
+        return "INSERT" in root.privileges
+
+    def _put(self, relation: Relation, tenant: str, values: Values) -> None:
+        root = self._ground.relations[self._ground.root(relation.oid)]
+        shape = self._ground.shapes[relation.oid]
+        is_app = self._author.role == self._session.role
+        shown = {
+            name: slot.sql for name, slot in shape.slots.items() if slot.readable or not is_app
+        }
+        columns = ", ".join(f"CAST({one} AS text)" for one in shown.values())
+        bound = tenant if self._author.is_bound else UNTOUCHED
+        statement = insert(root.sql, shape, values)
+        try:
+            with self._session.trial(bound, role=self._author.role, keep=True):
+                result = self._session.run(
+                    f"{statement} RETURNING tableoid, CAST(ctid AS text), {columns}"
+                )
+                returned: list[Any] = [value for row in result for value in row]
+                _check_written(bool(returned))
+        except DBAPIError as error:
+            # Who may not read what it wrote, or writes through a rule.
+            if failure(error) not in ("42501", "0A000"):
+                raise
+            with self._session.trial(bound, role=self._author.role, keep=True):
+                _check_written(self._session.run(statement).rowcount > 0)
+            row = Row(relation.oid, None, values)
+        else:
+            values = dict(zip(shown, returned[2:], strict=True))
+            row = Row(returned[0], returned[1], values)
+        for oid in dict.fromkeys([row.oid, *self._ground.routed_by(row.oid)]):
+            self._rows[oid, tenant].append(row)
+
+    def _referring(self, oid: int, tenant: str, key: ForeignKey, values: Values) -> Values:
+        """Return values for the columns of a foreign key that have none yet."""
+        slots = self._ground.shapes[oid].slots
+        missing = [name for name in key.columns if name not in values]
+        if key.parent == oid or key.parent in self._ground.above(oid):
+            found = None
+        else:
+            found = self._parent(key, tenant)
+        if found is not None:
+            return {
+                name: found.get(other)
+                for name, other in zip(key.columns, key.parent_columns, strict=True)
+                if name in missing
+            }
+        nullable = [name for name in missing if not slots[name].not_null]
+        if nullable:
+            return dict.fromkeys(nullable)
+        if key.parent == oid and len(missing) == 1:
+            return self._itself(oid, key, missing[0])
+        parent = self._ground.relations[key.parent]
+        reason = self.reasons.get((key.parent, tenant)) or self.reasons.get((key.parent, ""), "")
+        raise CannotSeedError(
+            f"needs a row of {parent.label}" + (f" ({reason})" if reason else ", which needs this")
+        )
+
+    def _itself(self, oid: int, key: ForeignKey, name: str) -> Values:
+        other = key.parent_columns[key.columns.index(name)]
+        value = invent(self._ground.shapes[oid].slots[other])
+        return {name: value, other: value}
+
+    def _parent(self, key: ForeignKey, tenant: str) -> Mapping[str, str | None] | None:
+        if key.parent in self._ground.owned:
+            row = self.seed(key.parent, tenant)
+            return None if row is None else row.values
+        if key not in self._shared:
+            self._shared[key] = self._existing(key)
+        if self._shared[key] is None and (row := self.seed(key.parent, "")) is not None:
+            self._shared[key] = dict(row.values)
+        return self._shared[key]
+
+    def _existing(self, key: ForeignKey) -> Values | None:
+        """Return a row that is there already, of a table that all tenants share."""
+        relation = self._ground.relations[key.parent]
+        slots = self._ground.shapes[key.parent].slots
+        columns = ", ".join(f"CAST({slots[name].sql} AS text)" for name in key.parent_columns)
+        sql = f"SELECT {columns} FROM {relation.sql} LIMIT 1"  # noqa: S608
+        return next(self._read(sql, key.parent_columns, UNTOUCHED), None)
+
+    def _copies(self, relation: Relation, tenant: str) -> Iterator[Values]:
+        """Yield rows of donors, without what is computed."""
+        column = self._ground.owned.get(relation.oid)
+        is_app = self._author.role == self._session.role
+        slots = [
+            one
+            for one in self._ground.shapes[relation.oid].slots.values()
+            if not one.generated and (one.readable or not is_app)
+        ]
+        if not tenant or (column is None and not is_app):
+            return
+        columns = ", ".join(f"CAST({one.sql} AS text)" for one in slots)
+        for donor in self._donors:
+            where = ""
+            if column is not None:
+                slot = self._ground.shapes[relation.oid].slots[column]
+                where = f" WHERE {slot.sql} = {cast(donor, slot.type)}"
+            sql = f"SELECT {columns} FROM {relation.sql}{where} LIMIT 1"  # noqa: S608
+            bound = donor if self._author.is_bound else UNTOUCHED
+            yield from self._read(sql, [one.name for one in slots], bound)
+
+    def _read(self, sql: str, names: Iterable[str], tenant: str | None) -> Iterator[Values]:
+        try:
+            with self._session.trial(tenant, role=self._author.role):
+                row = self._session.run(sql).first()
+        except DBAPIError as error:
+            failure(error)
+            return
+        if row is not None:
+            yield dict(zip(names, row, strict=True))
+
+    def _fulfil(
+        self, oid: int, conditions: Iterable[Condition], values: Values, given: Values
+    ) -> Values:
+        shape = self._ground.shapes[oid]
+        settled = {self._ground.owned.get(oid), *given}
+        settled.update(name for key in self._ground.foreign_keys(oid) for name in key.columns)
+        known = {name: value for name, value in values.items() if name in settled}
+        table = identifier(self._ground.relations[oid].name)
+        try:
+            with self._session.trial(UNTOUCHED, role=self._author.role):
+                return solve(self._session, table, shape, conditions, known) or {}
+        except DBAPIError as error:
+            failure(error)
+            return {}
+
+
+def _check_written(is_written: bool) -> None:
+    if not is_written:
+        raise CannotSeedError("an INSERT made no row: a trigger or rule saw to it")
+
+
+def place(rows: Iterable[Row]) -> str:
+    """Return the SQL that is true for rows by their places, or an empty string."""
+    known = [row for row in rows if row.ctid is not None]
+    return " OR ".join(
+        f"(tableoid = {row.oid} AND ctid = {literal(row.ctid or '')})" for row in known
+    )
