@@ -1,4 +1,4 @@
-"""The tour's own dealings with the database: set it up, and look at it with a superuser's eyes."""
+"""The tour's own dealings with the database: set it up, look at it as superuser, and attack it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
-from models import ROLE
+from models import ROLE, Base
 from sqlalchemy import NullPool, text
 
 from mgf.sqlalchemy import create_engine
+from mgf.sqlalchemy.audit import audit, probe
 from mgf.sqlalchemy.rls import ensure_app_role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import URL, Row
+
+    from mgf.sqlalchemy.audit import Report
 
 WHO_AM_I = """
     SELECT rolname, rolsuper, rolbypassrls, relowner = pg_roles.oid AS owns,
@@ -46,6 +49,18 @@ async def _set_password(owner: URL, password: str) -> None:
     engine = create_engine(owner, poolclass=NullPool)
     async with engine.begin() as connection:
         await connection.run_sync(ensure_app_role, ROLE, password=password)
+
+
+def examine(app: URL) -> Report:
+    """Read in the catalogs what protects the database, and attack it with the service's login."""
+    return asyncio.run(_examine(app))
+
+
+async def _examine(app: URL) -> Report:
+    engine = create_engine(app, poolclass=NullPool)
+    old = {"server-cve-floor": "the tour throws its server away"}
+    audited = await audit(engine, metadata=Base.metadata, ignore=old)
+    return audited.merged(await probe(engine, metadata=Base.metadata))
 
 
 def run_sql(url: URL, sql: str) -> Sequence[Row[Any]]:
