@@ -224,6 +224,29 @@ async def test_two_sessions_that_want_different_tenants_on_one_connection(
         assert await visible(one) == A
 
 
+async def test_a_session_that_committed_and_left_its_scope_leaves_the_connection_to_others(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with (
+        engine.connect() as connection,
+        AsyncSession(connection, join_transaction_mode="create_savepoint") as one,
+        AsyncSession(connection, join_transaction_mode="create_savepoint") as two,
+    ):
+        await connection.begin()
+        async with tenant_session(one, world.a):
+            assert await visible(one) == A
+            await one.commit()
+        assert await visible(connection) == []
+        async with tenant_session(two, world.b):
+            assert await visible(two) == B
+            await two.commit()
+        async with tenant_session(one, world.a):
+            assert await visible(one) == A
+        with pytest.raises(TenantScopeError, match="shared with a session"):
+            async with tenant_session(two, world.b):
+                await visible(two)
+
+
 async def test_a_connection_of_a_scoped_session_is_not_scoped_to_another_tenant(
     engine: AsyncEngine, world: World
 ) -> None:

@@ -78,6 +78,8 @@ class SessionState:
     _tenantless: ObjectRefs = NO_OBJECTS
     _endings: int = 0
     _watches_end: bool = False
+    # Told by `end`, so only of a transaction that does not take its connection along.
+    _has_ended: bool = False
 
     # A session keeps what it read: no other tenant may be put on top of it.
     is_exclusive = True
@@ -177,6 +179,7 @@ class SessionState:
 
     def begin(self, session: Session, connection: Connection) -> None:
         """Bind a transaction of the session that begins on a connection."""
+        self._has_ended = False
         self.connections.add(connection)
         binding = binding_of(connection)
         binding.add(self)
@@ -207,6 +210,7 @@ class SessionState:
 
     def end(self) -> None:
         """Say nothing more about connections whose transactions of the session have ended."""
+        self._has_ended = True
         if not self._frames:
             for connection in self.connections.living():
                 binding_of(connection).remove(self)
@@ -220,7 +224,10 @@ class SessionState:
         for connection in self.connections.living():
             if not connection.closed:
                 binding = binding_of(connection)
-                binding.add(self)
+                if self._frames or not self._has_ended:
+                    binding.add(self)
+                else:
+                    binding.remove(self)
                 binding.hook(connection)
 
 
