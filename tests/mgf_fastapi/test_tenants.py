@@ -236,6 +236,26 @@ async def test_two_headers_are_not_one_tenant(client: httpx.AsyncClient, world: 
     assert (await client.get("/header", headers=headers)).status_code == 400
 
 
+@pytest.mark.parametrize("hosts", [[], ["acme.example.com", "bolt.example.com"]])
+async def test_a_request_without_one_host_has_no_subdomain(hosts: list[str]) -> None:
+    """Over the ASGI protocol itself: HTTP/1.0 needs no Host, and some servers let two pass."""
+    app = FastAPI()
+    app.include_router(router)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    headers = [(b"host", host.encode()) for host in hosts]
+    scope = {"type": "http", "method": "GET", "path": "/subdomain", "query_string": b""}
+    async with setup_db(app, database_url="sqlite://"):
+        await app({**scope, "headers": headers}, receive, send)
+    assert sent[0]["status"] == 400
+
+
 async def test_a_resolver_of_the_applications_own_scopes(
     client: httpx.AsyncClient, world: World
 ) -> None:
