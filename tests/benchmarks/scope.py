@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-PLAIN, OURS, BY_HAND, _ = WAYS
+PLAIN, OURS, IN_TWO_STEPS, BY_HAND, _ = WAYS
 
 
 @dataclass
@@ -183,7 +183,7 @@ def chart(results: dict[str, Result]) -> str:
         if place != previous:
             parts.append(f'<text x="10" y="{y + 14}" font-weight="bold">{place}</text>')
             previous, y = place, y + 24
-        colour = "#2b6cb0" if way == OURS else "#a0aec0"
+        colour = "#2b6cb0" if way in (OURS, IN_TWO_STEPS) else "#a0aec0"
         parts.append(f'<text x="10" y="{y + 14}">{way}</text>')
         parts.append(
             f'<rect x="270" y="{y}" width="{ratio * scale:.0f}" height="18" fill="{colour}"/>'

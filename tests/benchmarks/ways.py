@@ -79,6 +79,21 @@ async def ours(url: URL) -> AsyncGenerator[Unit]:
 
 
 @asynccontextmanager
+async def ours_in_two_steps(url: URL) -> AsyncGenerator[Unit]:
+    from mgf.sqlalchemy import create_engine, create_sessionmaker, tenant_session
+
+    engine = create_engine(url)
+    sessions = create_sessionmaker(engine)
+
+    async def unit(tenant: UUID) -> None:
+        async with sessions() as session, tenant_session(session, tenant):
+            await _query(session)
+
+    yield unit
+    await engine.dispose()
+
+
+@asynccontextmanager
 async def raw(url: URL) -> AsyncGenerator[Unit]:
     import asyncpg
 
@@ -98,6 +113,7 @@ async def raw(url: URL) -> AsyncGenerator[Unit]:
 WAYS = {
     "plain SQLAlchemy, no tenant": plain,
     "tenant_scope": ours,
+    "tenant_session, session by hand": ours_in_two_steps,
     "SET LOCAL by hand, stock pre-ping": by_hand,
     "raw asyncpg, tenant merged by hand": raw,
 }

@@ -53,6 +53,12 @@ SCHEMA = (
     CREATE CONSTRAINT TRIGGER note_down AFTER INSERT ON deferred
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note_down();
     GRANT INSERT ON deferred, audit TO app;
+    CREATE TABLE promise (country_code text REFERENCES country DEFERRABLE INITIALLY DEFERRED);
+    GRANT INSERT ON promise TO app;
+    CREATE VIEW summary WITH (security_invoker) AS
+        SELECT code, (SELECT string_agg(note, ', ' ORDER BY note) FROM invoice) AS notes
+        FROM country;
+    GRANT SELECT ON summary TO app;
     """,
     *(
         f"""
@@ -102,6 +108,15 @@ class Country(Base):
 
 
 Country.visible_invoices = column_property(select(func.count(Invoice.id)).scalar_subquery())
+
+
+class Summary(Base):
+    """A view with a row for each country, whatever the tenant, and what the tenant has in it."""
+
+    __tablename__ = "summary"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    notes: Mapped[str | None]
 
 
 class BaseWithAll(DeclarativeBase):

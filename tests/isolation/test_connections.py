@@ -190,6 +190,31 @@ async def test_a_scoped_session_on_a_connection_with_an_open_transaction(
         assert await visible(connection) == []
 
 
+async def test_a_session_that_requires_a_tenant_lets_go_of_a_connection_as_it_is_closed(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection:
+        outer = await connection.begin()
+        sessionmaker = create_sessionmaker(engine, require_tenant=True)
+        sessionmaker.configure(bind=connection)
+        async with tenant_scope(sessionmaker, world.a) as session:
+            assert await visible(session) == A
+        assert not session.in_transaction()
+        assert await visible(connection) == []
+        await outer.rollback()
+
+
+async def test_a_session_that_left_its_scope_after_its_transaction_lets_go_of_the_connection(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection, AsyncSession(connection) as session:
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+            await session.commit()
+        async with tenant_connection(connection, world.b):
+            assert await visible(connection) == B
+
+
 async def test_a_session_that_joins_by_savepoints(engine: AsyncEngine, world: World) -> None:
     async with engine.connect() as connection:
         outer = await connection.begin()

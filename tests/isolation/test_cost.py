@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -10,19 +12,24 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from harness.proxy import Proxy, proxied
+from harness.servers import bindirs, name_of, run_sql
 from harness.tenants import NOTES, tenant_in_force, visible
+from mgf.common.exceptions import OperationError
 from mgf.sqlalchemy import (
     create_engine,
     create_sessionmaker,
+    current_tenant,
     tenant_connection,
     tenant_scope,
     tenant_session,
 )
+from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
     from uuid import UUID
 
+    from sqlalchemy import URL, TextClause
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from harness.tenants import World
@@ -60,9 +67,11 @@ async def plain_unit(proxy: Proxy) -> int:
     return turnarounds
 
 
-async def unit(sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID) -> None:
+async def unit(
+    sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID, query: TextClause = NOTES
+) -> None:
     async with tenant_scope(sessionmaker, tenant) as session:
-        await session.execute(NOTES)
+        await session.execute(query)
         await session.commit()
 
 
@@ -96,6 +105,33 @@ async def test_requiring_a_tenant_costs_no_more_outside_a_scope(
             await session.execute(text("SELECT count(*) FROM country"))
             await session.commit()
     assert proxy.turnarounds == plain_unit + EXTRA[driver]
+
+
+async def test_a_scope_whose_work_was_committed_closes_without_waiting(
+    engine: AsyncEngine, world: World
+) -> None:
+    """SQLAlchemy closes a session in a task of its own, though there is nothing left to send."""
+    scope = tenant_scope(create_sessionmaker(engine), world.a)
+    session = await scope.__aenter__()
+    await visible(session)
+    await session.commit()
+    with pytest.raises(StopIteration):
+        scope.__aexit__(None, None, None).send(None)
+    assert current_tenant(session) is None
+
+
+async def test_a_class_of_the_users_closes_its_session_in_its_own_way(
+    engine: AsyncEngine, world: World
+) -> None:
+    class Noting(AsyncSession):
+        async def close(self) -> None:
+            closed.append(self)
+            await super().close()
+
+    closed: list[AsyncSession] = []
+    async with tenant_scope(create_sessionmaker(engine, class_=Noting), world.a) as session:
+        await session.commit()
+    assert closed == [session]
 
 
 async def test_entering_and_leaving_an_open_transaction_cost_one_each(
@@ -154,6 +190,45 @@ async def test_no_tenant_takes_a_place_in_the_statement_caches(
                 await session.commit()
         statements = await session.scalars(text("SELECT statement FROM pg_prepared_statements"))
         assert [one for one in statements if "SET LOCAL" in one] == []
+
+
+@pytest.fixture(scope="module", params=bindirs(), ids=name_of)
+def counting_server(request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A server with pg_stat_statements, for each PostgreSQL of this machine."""
+    if os.environ.get("MGF_TEST_DATABASE_URL"):
+        pytest.skip("the server is not the tests' own: they leave its settings alone")
+    settings = {"shared_preload_libraries": "pg_stat_statements"}
+    server = TemporaryPostgres(bindir=request.param, settings=settings)
+    try:
+        server.start()
+    except OperationError as exc:
+        pytest.skip(f"this PostgreSQL comes without pg_stat_statements: {exc}")
+    asyncio.run(run_sql(server.url, "CREATE EXTENSION pg_stat_statements"))
+    yield server.url
+    server.stop()
+
+
+@pytest.mark.parametrize("tracks_utilities", [True, False])
+async def test_what_pg_stat_statements_keeps_of_tenants(
+    counting_server: URL, driver: str, tracks_utilities: bool
+) -> None:
+    """Since PostgreSQL 18 one text for all; before, one for each, unless it is told not to."""
+    track = f"pg_stat_statements.track_utility = {'on' if tracks_utilities else 'off'}"
+    await run_sql(
+        counting_server, f"ALTER ROLE CURRENT_USER SET {track}", "SELECT pg_stat_statements_reset()"
+    )
+    engine = create_engine(counting_server.set(drivername=f"postgresql+{driver}"))
+    for _ in range(10):
+        await unit(create_sessionmaker(engine), uuid4(), text("SELECT 1"))
+    async with engine.connect() as connection:
+        version = int((await connection.scalar(text("SHOW server_version_num"))) or 0)
+        kept = list(await connection.scalars(text(KEPT)))
+    await engine.dispose()
+    expected = 0 if not tracks_utilities else 1 if version >= 180000 else 10
+    assert len(kept) == expected, kept
+
+
+KEPT = "SELECT query FROM pg_stat_statements WHERE query LIKE 'SET LOCAL app.current_tenant%'"
 
 
 async def test_a_tenant_that_was_never_sent_is_not_met_by_the_next_checkout(

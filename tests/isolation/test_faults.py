@@ -36,7 +36,13 @@ from harness.faults import (
 from harness.proxy import Proxy, proxied
 from harness.servers import new_database, run_sql
 from harness.tenants import APP_PASSWORD, World, make_world, tenant_in_force, visible
-from mgf.sqlalchemy import create_engine, create_sessionmaker, tenant_scope, tenant_session
+from mgf.sqlalchemy import (
+    _carrier,
+    create_engine,
+    create_sessionmaker,
+    tenant_scope,
+    tenant_session,
+)
 from mgf.sqlalchemy.errors import is_transient, sqlstate
 from mgf.sqlalchemy.testing import TemporaryPostgres
 
@@ -422,6 +428,28 @@ async def test_a_network_that_swallows_everything_under_a_statement(
         error = await service.error_of(limited())
     assert isinstance(error, TimeoutError)
     proxy.cut()  # else the server would wait for as long as TCP does
+    await service.assert_whole()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg"])  # psycopg waits for as long as TCP does
+@pytest.mark.parametrize("how", [Proxy.swallow, Proxy.swallow_all], ids=["it", "all"])
+async def test_a_network_that_swallows_everything_at_the_end_of_a_block(
+    behind_proxy: Service,
+    proxy: Proxy,
+    how: Callable[[Proxy], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SQLAlchemy rolls back in a task of its own, which the caller's time limit does not reach."""
+    monkeypatch.setattr(_carrier, "_ROLLBACK_TIMEOUT", 0.2)
+    service = behind_proxy
+
+    async def swallow() -> None:
+        how(proxy)
+
+    async with asyncio.timeout(30):
+        work = service.unit(service.world.a, at("read again", swallow))
+        assert isinstance(await service.error_of(work), TimeoutError)
+    proxy.cut()
     await service.assert_whole()
 
 

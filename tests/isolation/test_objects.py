@@ -20,6 +20,7 @@ from harness.tenants import (
     InvoiceWithAll,
     Line,
     LineWithAll,
+    Summary,
     visible,
 )
 from mgf.sqlalchemy import current_tenant, tenant_session
@@ -188,6 +189,22 @@ async def test_objects_put_back_after_a_rollback_show_what_is_stored(
         assert inspect(invoice).expired
         await session.refresh(invoice)
         assert invoice.note == "a1"
+
+
+async def test_objects_of_no_tenant_stay_loaded_where_others_are_put_back(
+    session: AsyncSession, world: World
+) -> None:
+    """Also after a rollback, which makes those that were set aside count as out of date."""
+    country = Country(code=uuid4().hex, name="shared")
+    session.add(country)
+    await session.commit()
+    async with tenant_session(session, world.a):
+        with pytest.raises(RuntimeError):
+            async with tenant_session(session, world.b):
+                await (await session.begin_nested()).rollback()
+                raise RuntimeError
+        assert country.name == "shared"
+    assert country.name == "shared"
 
 
 async def test_an_insert_rolled_back_in_the_inner_scope_is_not_repeated(
@@ -386,6 +403,53 @@ async def test_a_computed_column_of_an_object_of_no_tenant_is_computed_for_each_
     assert "visible_invoices" in inspect(country).unloaded
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("how", ["refresh", "refresh of one", "query"])
+async def test_what_an_object_of_no_tenant_has_loaded_again_is_forgotten(
+    session: AsyncSession, world: World, how: str, nested: bool
+) -> None:
+    """It may be of a view: the same row for all tenants, and in it what each of them may see."""
+    session.add(Country(code=(code := uuid4().hex), name="shared"))
+    await session.commit()
+    summary = await session.get_one(Summary, code)
+    async with AsyncExitStack() as scopes:
+        await scopes.enter_async_context(tenant_session(session, world.a))
+        if how == "query":
+            await session.get(Summary, code, populate_existing=True)
+        else:
+            await session.refresh(summary, None if how == "refresh" else ["notes"])
+        assert summary.notes == "a1, a2"
+        if not nested:
+            await scopes.aclose()
+            assert "notes" in inspect(summary).unloaded
+        await scopes.enter_async_context(tenant_session(session, world.b))
+        again = await session.get_one(Summary, code)
+        assert again is summary
+        assert await session.run_sync(lambda _: again.notes) == "b1, b2"
+
+
+async def test_an_object_of_no_tenant_that_was_not_loaded_again_stays_as_it_is(
+    session: AsyncSession, world: World
+) -> None:
+    session.add_all(Country(code=uuid4().hex, name=name) for name in ("one", "two"))
+    one, two = session.new
+    await session.commit()
+    async with tenant_session(session, world.a):
+        await session.refresh(one)
+    assert two.name == "two"
+    assert "name" in inspect(one).unloaded
+
+
+async def test_objects_of_an_inner_scope_do_not_stay_where_the_outer_one_has_none(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        async with tenant_session(session, world.b):
+            theirs = await session.get_one(Invoice, world.ids["b1"])
+        assert theirs not in session
+        assert await session.get(Invoice, world.ids["b1"]) is None
+
+
 async def test_cascades_of_objects_of_no_tenant_keep_no_tenants_object(
     engine: AsyncEngine, world: World
 ) -> None:
@@ -448,6 +512,41 @@ async def test_scopes_of_one_tenant_left_in_the_wrong_order(
     await second.__aexit__(None, None, None)
     assert current_tenant(session) is None
     assert await visible(session) == []
+
+
+async def test_a_repeated_scope_left_in_the_wrong_order_keeps_the_order_of_the_others(
+    session: AsyncSession, world: World
+) -> None:
+    outer, repeated = tenant_session(session, world.a), tenant_session(session, world.a)
+    await outer.__aenter__()
+    mine = await session.get_one(Invoice, world.ids["a1"])
+    await repeated.__aenter__()
+    async with tenant_session(session, world.b):
+        with pytest.raises(TenantScopeError, match="reverse order"):
+            await repeated.__aexit__(None, None, None)
+        assert await visible(session) == ["b1", "b2"]
+    assert await visible(session) == ["a1", "a2"]
+    assert mine in session
+    await outer.__aexit__(None, None, None)
+    assert await visible(session) == []
+
+
+async def test_scopes_left_in_the_wrong_order_around_a_rollback(
+    session: AsyncSession, world: World
+) -> None:
+    """What it puts back may be out of date by what came before it was entered, too."""
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+        mine.note = "undone"
+        first, second = tenant_session(session, world.b), tenant_session(session, world.a)
+        await first.__aenter__()
+        await session.rollback()
+        await second.__aenter__()
+        with pytest.raises(TenantScopeError, match="reverse order"):
+            await first.__aexit__(None, None, None)
+        await second.__aexit__(None, None, None)
+        await session.refresh(mine, ["country_code"])
+        assert await session.run_sync(lambda _: mine.note) == "a1"
 
 
 async def test_an_expired_object_is_not_loaded_in_another_tenants_scope(

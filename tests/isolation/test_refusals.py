@@ -177,6 +177,17 @@ async def test_a_session_on_two_engines_has_the_tenant_on_both(
     await other.dispose()
 
 
+async def test_a_second_engine_first_used_in_a_savepoint(engine: AsyncEngine, world: World) -> None:
+    other = create_engine(world.app, pool_size=1, max_overflow=0)
+    binds: dict[Any, Any] = {Base: engine, BaseWithAll: other}
+    async with AsyncSession(binds=binds) as session, tenant_session(session, world.a):
+        await session.scalars(select(Invoice))
+        async with session.begin_nested(), session.begin_nested():
+            notes = await session.scalars(select(InvoiceWithAll.note))
+            assert sorted(notes) == ["a1", "a2"]
+    await other.dispose()
+
+
 async def test_a_scoped_session_registry_is_unwrapped(engine: AsyncEngine, world: World) -> None:
     registry = async_scoped_session(create_sessionmaker(engine), scopefunc=lambda: 1)
     async with tenant_session(registry, world.a) as scoped:

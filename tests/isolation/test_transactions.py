@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncResult,
     AsyncSession,
     async_sessionmaker,
     create_async_engine,
 )
+from sqlalchemy.orm import Session
 
 from harness.tenants import NOTES, Invoice, tenant_in_force, visible
 from mgf.sqlalchemy import _state, create_engine, current_tenant, tenant_scope, tenant_session
-from mgf.sqlalchemy.errors import sqlstate
+from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from uuid import UUID
 
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from harness.tenants import World
@@ -562,6 +564,106 @@ async def test_a_deferred_trigger_runs_for_the_tenant_that_caused_it(
         "SELECT tenant_id FROM audit WHERE tenant_id = ANY($1) ORDER BY note", [world.a, world.b]
     )
     assert tenants == [world.a, world.b]
+
+
+async def test_a_deferred_constraint_that_fails_where_the_tenant_changes_is_the_error_seen(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        await session.execute(text("INSERT INTO promise (country_code) VALUES ('nowhere')"))
+        async with tenant_session(session, world.b):
+            with pytest.raises(IntegrityError) as caught:
+                await visible(session)
+            assert sqlstate(caught.value) == "23503"
+            await session.rollback()
+            assert await visible(session) == B
+
+
+async def test_many_rows_inserted_as_first_statement_after_a_change(
+    session: AsyncSession, world: World
+) -> None:
+    """SQLAlchemy sends them in batches, by a way of their own."""
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            session.add_all(Invoice(note=f"new{n}") for n in range(3))
+            await session.commit()
+    assert await world.notes(world.a) == A
+    assert await world.notes(world.b) == [*B, "new0", "new1", "new2"]
+
+
+async def test_a_statement_without_parameters_as_first_one_after_a_change(
+    session: AsyncSession, world: World
+) -> None:
+    """That is an option, by which it goes to the driver in another way."""
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            result = await session.execute(NOTES, execution_options={"no_parameters": True})
+            assert list(result.scalars()) == B
+
+
+@pytest.mark.parametrize("method", ["close", "invalidate", "reset"])
+async def test_a_session_taken_apart_in_an_inner_scope_goes_on_in_it(
+    session: AsyncSession, world: World, method: str
+) -> None:
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            await getattr(session, method)()
+            assert await visible(session) == B
+        assert await visible(session) == A
+    assert await visible(session) == []
+
+
+async def test_statements_of_the_users_listeners(engine: AsyncEngine, world: World) -> None:
+    """At BEGIN, before anybody could bind it, they see nothing; else what is in force."""
+
+    def at_begin(connection: Connection) -> None:
+        seen.append(len(connection.execute(NOTES).all()))
+
+    def before_commit(session: Session) -> None:
+        seen.append(len(session.execute(NOTES).all()))
+
+    seen: list[int] = []
+    event.listen(engine.sync_engine, "begin", at_begin)
+    async with AsyncSession(engine) as session:
+        event.listen(session.sync_session, "before_commit", before_commit)
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
+            await session.commit()
+            assert await visible(session) == A
+        await session.commit()
+    assert seen == [0, 2, 0, 0]
+
+
+async def test_a_savepoint_of_the_connections_own_across_a_change(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        savepoint = await (await session.connection()).begin_nested()
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            await savepoint.rollback()
+            assert await visible(session) == B
+        assert await visible(session) == A
+
+
+async def test_a_synchronous_session_on_the_connection_of_a_scoped_one(
+    session: AsyncSession, world: World
+) -> None:
+    def work(scoped: Session) -> list[str]:
+        with (
+            Session(bind=scoped.connection()) as other,
+            pytest.raises(TenantScopeError, match="shared"),
+        ):
+            other.execute(NOTES)
+        with scoped.begin_nested():
+            return list(scoped.execute(NOTES).scalars())
+
+    async with tenant_session(session, world.a):
+        assert await session.run_sync(work) == A
 
 
 async def test_row_security_is_left_alone_where_no_tenant_is_required(

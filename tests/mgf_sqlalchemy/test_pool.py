@@ -99,6 +99,16 @@ async def test_a_hot_checkout_costs_no_round_trip(proxy: Proxy) -> None:
     await checked.dispose()
 
 
+async def test_a_hot_checkout_takes_no_turn_of_the_event_loop(url: URL) -> None:
+    engine = create_engine(url, pool_ping_idle=60)
+    await backend(engine)
+    checkout = engine.connect().__aenter__()
+    with pytest.raises(StopIteration) as done:
+        checkout.send(None)
+    await done.value.value.close()
+    await engine.dispose()
+
+
 async def test_a_ping_after_a_rest_costs_one_round_trip(proxy: Proxy) -> None:
     plain = create_engine(proxy.url, pool_pre_ping=False)
     pinged = create_engine(proxy.url, pool_ping_idle=0)

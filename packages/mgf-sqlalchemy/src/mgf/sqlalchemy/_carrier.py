@@ -14,10 +14,12 @@ import logging
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sqlalchemy.exc import DBAPIError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Dialect
 
     # Says, for the connection that is about to begin, which statements to take along.
     Source = Callable[["BeginCarrier"], str | None]
@@ -28,6 +30,12 @@ _log = logging.getLogger("mgf.sqlalchemy")
 # What was begun for one tenant and would go on for another: cursors, since a policy may be
 # evaluated row by row, and deferred triggers, which would otherwise run at COMMIT.
 _END_OF_WORK = ("CLOSE ALL", "SET CONSTRAINTS ALL IMMEDIATE")
+
+# Seconds after which a ROLLBACK counts as lost: a server has next to nothing to do for it.
+_ROLLBACK_TIMEOUT = 5.0
+
+# Classes of SQLSTATE in which the connection is lost: connection exception, operator intervention.
+_LOST = ("08", "57P")
 
 # An engine or connection may ask for server-side cursors, which SET LOCAL cannot have.
 _PLAIN = {"stream_results": False}
@@ -42,6 +50,13 @@ class BeginCarrier:
     sees_begin: ClassVar[bool] = False
     failed_connect: ClassVar[Any]
     _source: Source | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # How asyncpg makes its connections is its own affair, but a transport is among it, and
+        # what that can do is asyncio's word.
+        given = (*args, *options.values())
+        self.transport = next((one for one in given if hasattr(one, "get_extra_info")), None)
 
     def ask(self, source: Source) -> bool:
         """Ask the source at each BEGIN from now on.
@@ -60,6 +75,8 @@ class BeginCarrier:
         """Run a query, BEGIN with what it takes along in the same round trip."""
         if not args and query.startswith("BEGIN"):
             return self._begin(query, timeout)
+        if not args and query.startswith("ROLLBACK"):
+            return self._roll_back(query, timeout)
         connection: Any = super()
         result: Awaitable[str] = connection.execute(query, *args, timeout=timeout)
         return result
@@ -75,6 +92,18 @@ class BeginCarrier:
         except BaseException:
             # asyncpg takes a transaction that did not begin for one that did, and would send a
             # SAVEPOINT next; SQLAlchemy has nothing to roll back before that.
+            connection.terminate()
+            raise
+        return status
+
+    # The caller's time limit does not reach it: SQLAlchemy rolls back what is left at the end of a
+    # block in a task of its own, and waits for that whoever is cancelled.
+    async def _roll_back(self, query: str, limit: float | None) -> str:
+        connection: Any = super()
+        try:
+            async with asyncio.timeout(_ROLLBACK_TIMEOUT):
+                status: str = await connection.execute(query, timeout=limit)
+        except TimeoutError:
             connection.terminate()
             raise
         return status
@@ -135,24 +164,49 @@ def send(connection: Connection, statements: Sequence[str], *, ends_work: bool) 
     """
     ending = list(_END_OF_WORK) if ends_work else []
     adapted: Any = connection.connection.dbapi_connection
-    simple_query = _SIMPLE_QUERIES.get(connection.dialect.driver)
-    if simple_query is not None and hasattr(adapted, "run_async"):
-        if not _has_begun(adapted.driver_connection):
+    driver = connection.dialect.driver
+    if driver in _SIMPLE_QUERIES and hasattr(adapted, "run_async"):
+        has_begun = _has_begun(adapted.driver_connection)
+        if not has_begun:
             ending = []  # nothing to close; and SET TRANSACTION has to come before it
-        try:
-            if adapted.run_async(partial(simple_query, sql="; ".join([*ending, *statements]))):
+        if has_begun or driver == "psycopg":  # which sends BEGIN itself; asyncpg does not
+            sql = "; ".join([*ending, *statements])
+            _log.debug("%s", sql)
+            try:
+                adapted.run_async(partial(_SIMPLE_QUERIES[driver], sql=sql))
+            except Exception as exc:
+                if error := _server_error(connection.dialect, sql, exc):
+                    raise error from exc
+                # A lost connection, which is noticed below.
+            except BaseException as exc:
+                # Cut short by a cancellation, as SQLAlchemy does with its own statements: nobody
+                # knows what the connection will answer next, or whether it ever will.
+                connection.invalidate(exc)
+                raise
+            else:
                 return
-        except Exception:  # noqa: BLE001, S110
-            # What the driver raises has no sign of SQLAlchemy. What went wrong does so again
-            # below, where it becomes the error that users know, and a lost connection is noticed.
-            pass
-        except BaseException as exc:
-            # Cut short by a cancellation, as SQLAlchemy does with its own statements: nobody
-            # knows what the connection will answer next, or whether it ever will.
-            connection.invalidate(exc)
-            raise
     for statement in (*ending, *statements):
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
+
+
+def _server_error(dialect: Dialect, sql: str, raised: Any) -> DBAPIError | None:
+    """Return what SQLAlchemy would make of the server's refusal of a statement.
+
+    It may be about the work that is ended, by a deferred constraint. None for anything else.
+    """
+    sqlstate: str = getattr(raised, "sqlstate", None) or _LOST[0]
+    if sqlstate.startswith(_LOST):
+        return None
+    dbapi: Any = dialect.loaded_dbapi
+    if not isinstance(raised, dbapi.Error):  # asyncpg's own, which SQLAlchemy puts into others
+        kind = dbapi.IntegrityError if sqlstate.startswith("23") else dbapi.Error
+        error = kind(f"{type(raised)}: {raised}")
+        error.sqlstate = sqlstate
+    else:
+        error = raised
+    wrap: Any = DBAPIError.instance
+    wrapped: DBAPIError = wrap(sql, None, error, dbapi.Error, dialect=dialect)
+    return wrapped
 
 
 def _has_begun(driver: Any) -> bool:
@@ -162,21 +216,15 @@ def _has_begun(driver: Any) -> bool:
     return bool(driver.info.transaction_status)  # psycopg; 0 is libpq's PQTRANS_IDLE
 
 
-async def _asyncpg_query(driver: Any, sql: str) -> bool:
-    if not driver.is_in_transaction():
-        return False  # only SQLAlchemy can send BEGIN
-    _log.debug("%s", sql)
+async def _asyncpg_query(driver: Any, sql: str) -> None:
     await driver.execute(sql)
-    return True
 
 
-async def _psycopg_query(driver: Any, sql: str) -> bool:
-    _log.debug("%s", sql)
-    await driver.execute(sql, prepare=False)  # sends BEGIN first where that is still to come
-    return True
+async def _psycopg_query(driver: Any, sql: str) -> None:
+    await driver.execute(sql, prepare=False)
 
 
-_SIMPLE_QUERIES: dict[str, Callable[..., Awaitable[bool]]] = {
+_SIMPLE_QUERIES: dict[str, Callable[..., Awaitable[None]]] = {
     "asyncpg": _asyncpg_query,
     "psycopg": _psycopg_query,
 }

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
+from mgf.sqlalchemy._carrier import BeginCarrier
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 # Seconds after which a ping counts as lost: far above any live network's round trip, and short
 # enough for a request to survive the replacement of its connection.
 _PING_TIMEOUT = 2.0
-# A connection that came back this recently (seconds) has had its events handled by the loop.
-_REST = 0.001
 # Turns of the event loop until asyncpg has seen both the server's last words and the end of the
 # stream: each is read in a turn of its own and announced in the next.
 _LOOP_TURNS = 5
@@ -80,7 +80,7 @@ class _Validator:
         if not self.is_of_this_loop(record):
             self.terminate(connection)
             raise DisconnectionError("the connection was made by another event loop")
-        if self.is_closed(connection, idle):
+        if self.is_closed(connection):
             raise DisconnectionError("the connection was closed while it was idle")
         if idle >= self.ping_idle and not self.ping(connection):
             self.distrusted_before = time.monotonic()
@@ -93,7 +93,7 @@ class _Validator:
         """Say whether the connection can be used by the running event loop."""
         return True
 
-    def is_closed(self, _connection: Any, _idle: float) -> bool:
+    def is_closed(self, _connection: Any) -> bool:
         """Say whether the connection is known, without a round trip, to be closed."""
         return False
 
@@ -116,10 +116,11 @@ class _AsyncpgValidator(_Validator):
         made_by = record.info[_LOOP]()
         return made_by is asyncio.get_running_loop()
 
-    def is_closed(self, connection: Any, idle: float) -> bool:
-        if idle >= _REST and not connection.driver_connection.is_closed():
+    def is_closed(self, connection: Any) -> bool:
+        driver = connection.driver_connection
+        if not driver.is_closed() and _may_have_news(driver):
             connection.run_async(_let_loop_turn)
-        return bool(connection.driver_connection.is_closed())
+        return bool(driver.is_closed())
 
     def ping(self, connection: Any) -> bool:
         answered: bool = connection.run_async(_answers(_select_1, give_up=_terminate))
@@ -130,7 +131,7 @@ class _AsyncpgValidator(_Validator):
 
 
 class _PsycopgValidator(_Validator):
-    def is_closed(self, connection: Any, _idle: float) -> bool:
+    def is_closed(self, connection: Any) -> bool:
         driver = connection.driver_connection
         # Readable at rest: the server's last words, or a notice. A ping tells them apart.
         return bool(driver.closed) or (_is_readable(driver.fileno()) and not self.ping(connection))
@@ -147,6 +148,14 @@ _VALIDATORS: dict[str, type[_Validator]] = {
     "asyncpg": _AsyncpgValidator,
     "psycopg": _PsycopgValidator,
 }
+
+
+def _may_have_news(driver: Any) -> bool:
+    """Say whether the server may have said something, or hung up, that asyncpg has not seen yet."""
+    transport = driver.transport if isinstance(driver, BeginCarrier) else None
+    if transport is None or transport.is_closing() or not hasattr(select, "poll"):
+        return True
+    return _is_readable(transport.get_extra_info("socket").fileno())
 
 
 async def _let_loop_turn(_driver: Any) -> None:

@@ -6,12 +6,12 @@ whenever its transaction began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session
 
 from mgf.sqlalchemy._binding import (
     UNBOUND,
@@ -24,6 +24,7 @@ from mgf.sqlalchemy._weak import WeakList
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from uuid import UUID
 
     from sqlalchemy.orm import SessionTransaction
@@ -45,14 +46,14 @@ class ScopeFrame:
         outer_objects: those of the tenant that was in force before.
         endings: how many transactions whose end expires objects the session had seen.
         entered: its place in the order of entering.
-        entries: how many blocks are in it; entering the tenant in force makes no new one.
+        is_repeat: its tenant was in force already. It changed nothing, and leaving it does not.
     """
 
     setting: Setting
     outer_objects: ObjectRefs
     endings: int
     entered: int = field(default_factory=next_place)
-    entries: int = 1
+    is_repeat: bool = False
 
 
 _OUT_OF_ORDER = (
@@ -76,6 +77,10 @@ class SessionState:
     _frames: list[ScopeFrame] = field(default_factory=list[ScopeFrame])
     # Attached when the outermost scope was entered.
     _tenantless: ObjectRefs = NO_OBJECTS
+    # Of these, by id, the attributes that were loaded since the last change; None: all.
+    _reloaded: dict[int, frozenset[str] | None] = field(
+        default_factory=dict[int, frozenset[str] | None]
+    )
     _endings: int = 0
     _watches_end: bool = False
     # Told by `end`, so only of a transaction that does not take its connection along.
@@ -99,20 +104,26 @@ class SessionState:
         """What the session wants its transactions to be bound to."""
         return self._frames[-1].setting if self._frames else Setting(None, self.loud)
 
-    def enter(self, session: Session, tenant: UUID) -> ScopeFrame:
+    def repeat(self) -> ScopeFrame:
+        """Enter the tenant that is in force already, which changes nothing."""
+        frame = replace(self._frames[-1], outer_objects=NO_OBJECTS, is_repeat=True)
+        self._frames.append(frame)
+        return frame
+
+    def enter(self, session: Session, tenant: UUID, held: list[object]) -> ScopeFrame:
         """Change to a tenant, and set aside the objects of the one that was in force.
 
-        The tenant that is in force already changes nothing, and makes no new frame.
+        Args:
+            session: the session, with no work that was not flushed.
+            tenant: one that is not in force.
+            held: what the session holds.
         """
-        if self.tenant == tenant:
-            self._frames[-1].entries += 1
-            return self._frames[-1]
-        kept = self._tenantless.attached_to(session) if self._frames else list(session)
-        forget_derived(session, kept)
+        kept = self._tenantless.attached_to(session) if self._frames else held
+        self._forget(session, kept)
         outer_objects = NO_OBJECTS
         if self._frames:
             kept_ids = {id(one) for one in kept}
-            outer_objects = ObjectRefs(one for one in session if id(one) not in kept_ids)
+            outer_objects = ObjectRefs(one for one in held if id(one) not in kept_ids)
             detach_all(session)
             attach_only(session, kept)
         else:
@@ -122,52 +133,57 @@ class SessionState:
         self._tell_connections()
         return frame
 
-    def leave(
-        self,
-        session: Session,
-        frame: ScopeFrame,
-        *,
-        is_maker: bool,
-        discard: bool,
-        is_closed: bool = False,
-    ) -> None:
+    def leave(self, session: Session, frame: ScopeFrame) -> None:
         """Change back to what was in force before a scope, with its objects.
+
+        Changes that were not flushed are forgotten.
 
         Args:
             session: the session.
-            frame: what `enter` returned.
-            is_maker: it was made for the block that leaves, the outermost of those in it.
-            discard: forget changes that were not flushed.
-            is_closed: the session has just been closed, and holds nothing any more.
+            frame: what `enter` or `repeat` returned.
 
         Raises:
             TenantScopeError: an inner scope has not been left yet. It stays in force, and what
                 this scope had around it comes back when the inner one is left.
         """
-        frame.entries -= 1
-        if frame.entries:
-            if is_maker:
-                raise TenantScopeError(_OUT_OF_ORDER)
+        self._remove(frame)
+        if frame.is_repeat:
             return
-        if frame is not self._frames[-1]:
-            inner = self._frames[self._frames.index(frame) + 1]
-            inner.outer_objects = frame.outer_objects
-            self._frames.remove(frame)
-            raise TenantScopeError(_OUT_OF_ORDER)
-        self._frames.pop()
         try:
-            if not is_closed:
-                self._restore(session, frame, discard=discard)
+            self._restore(session, frame)
         finally:
-            self._tell_connections()
+            if session.in_transaction():
+                self._tell_connections()
+            else:
+                self.end()
 
-    def _restore(self, session: Session, frame: ScopeFrame, *, discard: bool) -> None:
+    def leave_closed(self, frame: ScopeFrame) -> None:
+        """Leave the outermost scope of a session that was closed, and so holds nothing.
+
+        Raises:
+            TenantScopeError: as `leave`.
+        """
+        self._remove(frame)
+        self.end()
+
+    def _remove(self, frame: ScopeFrame) -> None:
+        if frame is self._frames[-1]:
+            self._frames.pop()
+            return
+        inner = self._frames[self._frames.index(frame) + 1]
+        if not frame.is_repeat:
+            inner.outer_objects, inner.endings = frame.outer_objects, frame.endings
+            inner.is_repeat = False
+        self._frames.remove(frame)
+        raise TenantScopeError(_OUT_OF_ORDER)
+
+    def _restore(self, session: Session, frame: ScopeFrame) -> None:
         if not self._frames and not self._tenantless:
             detach_all(session)
             return
         kept = self._tenantless.attached_to(session)
-        changed = [one for one in kept if discard and one in session.dirty]
-        forget_derived(session, kept)
+        changed = [one for one in kept if one in session.dirty]
+        self._forget(session, kept)
         detach_all(session)
         restored = frame.outer_objects.detached()
         attach_only(session, kept + restored)
@@ -176,6 +192,15 @@ class SessionState:
         for one in changed + stale:
             if one in session:
                 session.expire(one)
+
+    def _forget(self, session: Session, kept: list[object]) -> None:
+        """Let objects of no tenant forget what they may have got from the rows of one."""
+        forget_derived(session, kept)
+        for one in kept:
+            names = self._reloaded.get(id(one), frozenset())
+            if names is None or names:
+                session.expire(one, names)
+        self._reloaded.clear()
 
     def begin(self, session: Session, connection: Connection) -> None:
         """Bind a transaction of the session that begins on a connection."""
@@ -214,6 +239,15 @@ class SessionState:
         if not self._frames:
             for connection in self.connections.living():
                 binding_of(connection).remove(self)
+
+    def note_load(self, one: object, names: Iterable[str] | None) -> None:
+        """Remember that an object of no tenant was loaded again: it may be mapped to a view."""
+        if self._frames and one in self._tenantless:
+            before = self._reloaded.get(id(one), frozenset())
+            if names is None or before is None:
+                self._reloaded[id(one)] = None
+            else:
+                self._reloaded[id(one)] = before.union(names)
 
     def note_ending(self) -> None:
         """Remember that values of objects which were set aside may be out of date."""
@@ -270,6 +304,14 @@ def _after_soft_rollback(session: Session, _previous: SessionTransaction) -> Non
 def _after_commit(session: Session) -> None:
     if session.expire_on_commit:
         state_of(session).note_ending()
+
+
+@event.listens_for(Mapper, "refresh")
+@event.listens_for(Mapper, "refresh_flush")
+def _refresh(one: object, context: Any, names: Iterable[str] | None) -> None:
+    state = known_state(context.session)
+    if state is not None:
+        state.note_load(one, names)
 
 
 @event.listens_for(Session, "deleted_to_persistent")

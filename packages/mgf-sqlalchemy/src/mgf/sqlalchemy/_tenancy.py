@@ -52,11 +52,11 @@ def tenant_session(
     block flushes, then detaches what the block loaded, as ``close()`` would: objects stay
     readable, and are changed again in a new scope with ``session.merge()``. What objects of no
     tenant have loaded through relationships, or computed by a query, they forget at each of these
-    changes: rows of a tenant may have gone into it. Name it again (``refresh()``, a loader
-    option) where it is needed. When the block ends
-    by an exception, what was not flushed is discarded. A flush that fails at the end raises its
-    error, and the scope is left all the same: the error is about work that is lost, and staying
-    in the scope would not save it.
+    changes, and so they do with attributes that were loaded again in between, as a view's may be:
+    rows of a tenant may have gone into it. Name it again (``refresh()``, a loader option) where it
+    is needed. When the block ends by an exception, what was not flushed is discarded. A flush that
+    fails at the end raises its error, and the scope is left all the same: the error is about work
+    that is lost, and staying in the scope would not save it.
 
     A result that is still being read when the tenant of an open transaction changes ends with
     the next statement: reading on raises (SQLSTATE 34000, or SQLAlchemy's
@@ -165,14 +165,13 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
         tenant: a plain UUID.
     """
 
-    __slots__ = ("_frame", "_given", "_is_maker", "_session", "_tenant")
+    __slots__ = ("_frame", "_given", "_session", "_tenant")
 
     def __init__(self, given: _Session, session: AsyncSession, tenant: UUID) -> None:
         self._given = given
         self._session = session
         self._tenant = tenant
         self._frame: ScopeFrame | None = None
-        self._is_maker = False
 
     async def __aenter__(self) -> _Session:
         if self._frame is not None:
@@ -183,29 +182,30 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
         _refuse_unscopable_bind(session)
         await _meet_open_transaction(self._session)
         state = state_of(session)
-        self._is_maker = state.tenant != self._tenant
-        if self._is_maker:
-            await _flush(self._session)
-        self._frame = state.enter(session, self._tenant)
+        if state.tenant == self._tenant:
+            self._frame = state.repeat()
+        else:
+            held = await _flush(self._session)
+            self._frame = state.enter(session, self._tenant, held)
         return self._given
 
     async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
-        is_complete = False
         try:
-            if exc_type is None and self._frame is not None and self._frame.entries == 1:
+            if exc_type is None and self._frame is not None and not self._frame.is_repeat:
                 await _flush(self._session)
-                is_complete = True
         finally:
-            self.leave(discard=not is_complete)
+            self.leave()
 
-    def leave(self, *, discard: bool, is_closed: bool = False) -> None:
-        """Leave the scope, see `SessionState.leave`."""
+    def leave(self, *, is_closed: bool = False) -> None:
+        """Leave the scope, of a session that has been closed or not; see `SessionState.leave`."""
         frame, self._frame = self._frame, None
-        if frame is not None:
-            session = self._session.sync_session
-            state_of(session).leave(
-                session, frame, is_maker=self._is_maker, discard=discard, is_closed=is_closed
-            )
+        if frame is None:
+            return
+        session = self._session.sync_session
+        if is_closed:
+            state_of(session).leave_closed(frame)
+        else:
+            state_of(session).leave(session, frame)
 
 
 @asynccontextmanager
@@ -273,9 +273,13 @@ async def _meet_open_transaction(session: AsyncSession) -> None:
                 state_of(session.sync_session).connections.add(connection)
 
 
-async def _flush(session: AsyncSession) -> None:
-    held = session.sync_session
+async def _flush(session: AsyncSession) -> list[object]:
+    """Flush a session, and return what it holds."""
+    sync_session = session.sync_session
+    held = list(sync_session)
     # Most sessions hold nothing here, which is the cheapest to find out; and flush() starts a
     # greenlet before it looks.
-    if list(held) and (held.new or held.dirty or held.deleted):
+    if held and (sync_session.new or sync_session.dirty or sync_session.deleted):
         await session.flush()
+        held = list(sync_session)
+    return held

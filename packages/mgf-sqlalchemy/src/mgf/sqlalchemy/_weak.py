@@ -27,6 +27,10 @@ class WeakList(Generic[_T]):
     def __init__(self, things: Iterable[_T] = ()) -> None:
         self._refs = {id(thing): weakref.ref(thing) for thing in things}
 
+    def __contains__(self, thing: object) -> bool:
+        ref = self._refs.get(id(thing))
+        return ref is not None and ref() is thing
+
     def __len__(self) -> int:
         """Return at least how many are still there, and 0 only when none is."""
         return len(self._refs)
