@@ -270,6 +270,17 @@ def test_an_unreachable_server_is_said(capsys: pytest.CaptureFixture[str], drive
 
 
 @every_driver
+def test_a_server_that_says_nothing_is_given_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    monkeypatch.setattr("mgf.sqlalchemy.audit._command._CONNECT_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        message = refused(capsys, f"{driver}://app:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/x")
+
+    assert "no answer from '127.0.0.1'" in message
+
+
+@every_driver
 def test_an_unknown_host_is_said(capsys: pytest.CaptureFixture[str], driver: str) -> None:
     refused(capsys, f"{driver}://app:{SECRET}@nowhere.invalid/shop")
 
