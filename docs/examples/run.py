@@ -3,8 +3,9 @@
     python3 docs/examples/run.py            take the tour
     python3 docs/examples/run.py --serve    and keep the service running afterwards
 
-uv installs what the tour needs into the folder .venv of this repository. A machine without uv gets
-one in the folder .uv beside it. Nothing else is changed.
+uv installs what the tour needs, which is the dependency group "demo" in pyproject.toml, into the
+folder .venv of this repository. A machine without uv gets one in the folder .uv beside it. Nothing
+else is changed.
 """
 # No `from __future__ import annotations` here: Python 3.6 would report that, and not its own age.
 
@@ -42,7 +43,9 @@ def main(arguments: list[str]) -> int:
         *("--python", sys.executable, "python", str(TOUR), *arguments),
     ]
     # Trust the certificates that this machine trusts, as pip does.
-    environment = {"UV_SYSTEM_CERTS": "1", **os.environ, "PYTHONPATH": str(SERVICE)}
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
+    # The tour attacks the service from a folder of its own.
+    environment["PYTHONPATH"] = str(SERVICE)
     # An environment that the caller has activated is not the one to install into.
     environment.pop("VIRTUAL_ENV", None)
     if os.name != "nt":

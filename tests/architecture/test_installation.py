@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from architecture.environments import install
-from architecture.workspace import PACKAGES
+from architecture.workspace import PACKAGES, run, uv
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from architecture.distributions import Distributions
+    from architecture.environments import Environment
 
 BY_NAME = {package.name: package for package in PACKAGES}
 COMMON, SQLALCHEMY, ALEMBIC, FASTAPI = (
@@ -49,6 +51,85 @@ async def main():
 asyncio.run(main())
 """
 
+# A user's project: the fixtures, both kinds of sessionmaker and the probe; warnings are errors.
+USER_PROJECT = {
+    "pytest.ini": """[pytest]
+filterwarnings = error
+pythonpath = .
+asyncio_mode = strict
+asyncio_default_fixture_loop_scope = function
+""",
+    "models.py": """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from mgf.sqlalchemy.rls import TenantMixin, protect_metadata
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(TenantMixin, Base):
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+protect_metadata(Base.metadata, role="installed_app")
+""",
+    "conftest.py": """
+import pytest
+from models import Base
+
+pytest_plugins = ["mgf.sqlalchemy.testing.pytest_plugin"]
+
+
+@pytest.fixture(scope="session")
+def mgf_metadata():
+    return Base.metadata
+
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"
+""",
+    "test_it.py": """
+import pytest
+from models import Base, Note
+
+from mgf.sqlalchemy import tenant_scope
+from mgf.sqlalchemy.testing import assert_isolated
+
+pytestmark = pytest.mark.{marker}
+
+
+async def add(sessionmaker, tenants):
+    for key, tenant in enumerate(tenants):
+        async with tenant_scope(sessionmaker, tenant) as session:
+            session.add(Note(id=key))
+            await session.commit()
+
+
+@pytest.mark.parametrize("time", [1, 2])
+async def test_rolled_back(mgf_sessionmaker, mgf_tenants, time):
+    await add(mgf_sessionmaker, mgf_tenants)
+
+
+@pytest.mark.parametrize("time", [1, 2])
+async def test_committed(mgf_committing_sessionmaker, mgf_tenants, time):
+    await add(mgf_committing_sessionmaker, mgf_tenants)
+
+
+async def test_isolated(mgf_engine):
+    await assert_isolated(mgf_engine, Base)
+""",
+}
+
+NO_PLUGIN_BY_ITSELF = """
+from importlib.metadata import entry_points
+assert not [one for one in entry_points(group="pytest11") if "mgf" in one.value]
+"""
+
 NAMES_THE_EXTRA = """
 import mgf.fastapi
 try:
@@ -85,6 +166,39 @@ def test_mgf_sqlalchemy_works_without_any_framework(
     )
 
     environment.check(QUERY + ABSENT.format(names=["fastapi", "starlette", "alembic", "pytest"]))
+
+
+def test_the_fixtures_work_where_only_the_extra_and_a_runner_of_async_tests_are_installed(
+    tmp_path: Path, distributions: Distributions, locked: Path
+) -> None:
+    environment = install(
+        tmp_path / "fixtures",
+        distributions.requirement(COMMON),
+        distributions.requirement(SQLALCHEMY, "test-postgres"),
+        "pytest",
+        "anyio",
+        constraints=locked,
+    )
+
+    environment.check(NO_PLUGIN_BY_ITSELF + ABSENT.format(names=["pytest_asyncio", "alembic"]))
+    run_user_project(environment, "anyio")
+
+    uv("pip", "install", "--python", environment.python, "-c", locked, *RUNNERS, cwd=tmp_path)
+    run_user_project(environment, "asyncio", "-n", "2")
+
+
+RUNNERS = ("pytest-asyncio", "pytest-xdist")
+
+
+def run_user_project(environment: Environment, marker: str, *options: str) -> None:
+    project = environment.folder.parent / f"project_{marker}"
+    project.mkdir()
+    for name, text in USER_PROJECT.items():
+        # anyio's plugin has no such settings.
+        fitting = text if marker == "asyncio" else re.sub("(?m)^asyncio_.*\n", "", text)
+        (project / name).write_text(fitting.replace("{marker}", marker))
+    printed = run(environment.python, "-I", "-m", "pytest", *options, cwd=project)
+    assert " 5 passed" in printed, printed
 
 
 def test_mgf_alembic_works_without_a_web_framework(

@@ -21,7 +21,7 @@ from architecture.workspace import ROOT, clean_environment
 from database import run_sql
 from models import Base
 from sqlalchemy import create_engine
-from tour import make_settings, report, serving, take_tour
+from tour import make_settings, prove, report, serving, take_tour
 
 from mgf.common.exceptions import OperationError
 from mgf.sqlalchemy.rls import compare_protection, expected_protection, read_protection
@@ -111,6 +111,22 @@ def test_a_service_that_connects_as_superuser_does_not_start(owner: URL, app: UR
         pass
 
 
+def test_the_library_s_own_examination_is_a_page(
+    owner: URL, app: URL, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+
+    assert prove(app, str(page)) == []
+    assert "every attack was held off" in capsys.readouterr().out
+    assert "public.invoice, read: held" in page.read_text()
+
+
+def test_what_the_examination_finds_is_a_leak(owner: URL, app: URL, tmp_path: Path) -> None:
+    run_sql(owner, "GRANT TRUNCATE ON invoice TO invoices_app")
+
+    assert len(prove(app, str(tmp_path / "page.html"))) == 1
+
+
 def test_a_leak_ends_with_exit_code_1_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(["Acme read Bolt's"]) == 1
     assert capsys.readouterr().out == "\nLEAK:\n  Acme read Bolt's\n"
@@ -172,10 +188,14 @@ def assert_nothing_is_left(out: str, temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_the_tour_succeeds_and_leaves_nothing(temporary: Path) -> None:
+def test_the_tour_succeeds_and_leaves_nothing_but_a_page(temporary: Path) -> None:
     code, out, err = outcome(temporary)
 
     assert (code, err) == (0, "")
+    page = re.search(r"^The same as a page: (.+)$", out, re.MULTILINE)
+    assert page
+    assert Path(page[1]).read_text().startswith("<!DOCTYPE html>")
+    Path(page[1]).unlink()
     assert out.endswith("\nNothing leaked.\n")
     assert max(len(line) for line in out.splitlines()) <= 100
     assert_nothing_is_left(out, temporary)
@@ -198,6 +218,8 @@ def test_serve_runs_until_it_is_told_to_stop(temporary: Path, signal_: signal.Si
         process.send_signal(signal_)
         rest, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
+    for page in temporary.glob("invoices-*.html"):
+        page.unlink()
     assert_nothing_is_left(out + rest, temporary)
 
 

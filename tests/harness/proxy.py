@@ -116,8 +116,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(target: URL) -> AsyncGenerator[Proxy]:
-    proxy = Proxy(target)
+async def proxied(target: URL, kind: type[Proxy] = Proxy) -> AsyncGenerator[Proxy]:
+    proxy = kind(target)
     server = await proxy.start()
     try:
         yield proxy

@@ -9,11 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import uvicorn
+from fastapi import APIRouter, FastAPI
+
+from mgf.fastapi.db import setup_db
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from fastapi import FastAPI
+    from sqlalchemy import URL
+    from starlette.types import ASGIApp
+
+
+def make_app(router: APIRouter, database_url: str | URL, **options: Any) -> FastAPI:
+    """An application whose database is reached by one connection: who keeps it, stops the next."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1, **options}
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[Any]:
+        async with setup_db(app, database_url=database_url, **options) as state:
+            yield state
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def asking(app: ASGIApp) -> AsyncGenerator[httpx.AsyncClient]:
+    """Yield a client of an application that no server serves, and whose lifespan does not run."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harness.proxy import proxied
-from harness.serving import serving
+from harness.serving import asking, make_app, serving
 from harness.tenants import Invoice, World, visible
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db import (
@@ -41,22 +41,9 @@ ONCE = text("INSERT INTO once VALUES (1)")
 router = APIRouter()
 
 
-def make_app(database_url: str | URL, **options: Any) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[Any]:
-        # A session that is left open meets the end of the pool: one connection, no patience.
-        options.update(pool_size=1, max_overflow=0, pool_timeout=1)
-        async with setup_db(app, database_url=database_url, **options) as state:
-            yield state
-
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(router)
-    return app
-
-
 @pytest.fixture
 async def client(world: World) -> AsyncGenerator[httpx.AsyncClient]:
-    async with serving(make_app(world.app)) as client:
+    async with serving(make_app(router, world.app)) as client:
         yield client
 
 
@@ -155,7 +142,7 @@ async def test_a_transaction_costs_no_statement_of_its_own(world: World) -> None
     async with (
         proxied(world.app) as proxy,
         setup_db(app, database_url=proxy.url),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         counts: list[int] = []
         for path in ("/select/by-hand", "/select"):
@@ -215,7 +202,7 @@ async def test_a_session_that_outlives_the_request_is_rolled_back_as_well(world:
     async with (
         setup_db(app, database_url=world.app),
         session_scope(app) as shared,
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         app.dependency_overrides[get_session] = lambda: shared
         assert (await client.post("/fails/HTTPException")).status_code == 409
@@ -415,7 +402,7 @@ async def test_a_mounted_application_may_have_a_database_of_its_own() -> None:
     async with (
         setup_db(parent, database_url="sqlite:///parent.db") as state,
         setup_db(sub, database_url="sqlite://"),
-        httpx.AsyncClient(transport=httpx.ASGITransport(parent), base_url="http://test") as client,
+        asking(parent) as client,
     ):
         assert state["mgf_db_engine"] is parent.state.mgf_db_engine
         assert (await client.get("/sub/database")).json() is None
@@ -470,11 +457,10 @@ async def test_databases_of_several_names_are_kept_apart(world: World) -> None:
         user = text("SELECT current_user")
         return [await main.scalar(user), await reports.scalar(user)]
 
-    transport = httpx.ASGITransport(app)
     async with (
         setup_db(app, database_url=world.app),
         setup_db(app, name="reports", database_url=world.owner) as state,
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        asking(app) as client,
     ):
         assert (await client.get("/users")).json() == ["app", world.owner.username]
         async with session_scope(app, name="reports") as session:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,7 +29,6 @@ from mgf.sqlalchemy.errors import sqlstate
 from mgf.sqlalchemy.rls import protect_metadata, tenant_table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from sqlalchemy import URL
@@ -55,17 +54,6 @@ class StartingServer(Proxy):
         await super()._accept(reader, writer)
 
 
-@asynccontextmanager
-async def starting(target: URL) -> AsyncGenerator[StartingServer]:
-    proxy = StartingServer(target)
-    server = await proxy.start()
-    try:
-        yield proxy
-    finally:
-        server.close()
-        await proxy.stop()
-
-
 def nowhere() -> int:
     """A port on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -88,7 +76,7 @@ async def test_it_waits_for_a_database_that_is_starting(
     app = FastAPI()
     caplog.set_level(logging.INFO, "mgf.fastapi.db")
     async with (
-        starting(world.app.set(drivername=driver)) as proxy,
+        proxied(world.app.set(drivername=driver), StartingServer) as proxy,
         setup_db(app, database_url=proxy.url, wait=LONG),
         session_scope(app) as session,
     ):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping  # noqa: TC003 - FastAPI reads these from signatures
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 from fastapi import (
     APIRouter,
@@ -29,7 +27,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 from websockets.asyncio.client import connect
 
-from harness.serving import listening, serving
+from harness.serving import asking, listening, make_app, serving
 from harness.tenants import World, tenant_in_force, visible
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db import (
@@ -50,7 +48,7 @@ from mgf.fastapi.db import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sqlalchemy import URL
+    import httpx
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 router = APIRouter(responses=TENANT_RESPONSES)
@@ -144,19 +142,6 @@ async def by_no_parameter(session: PathSessionDep) -> list[str]:
     return await visible(session)
 
 
-def make_app(database_url: str | URL, **options: Any) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[Any]:
-        # One connection: what a request leaves behind meets the next.
-        options.update(pool_size=1, max_overflow=0, pool_timeout=1)
-        async with setup_db(app, database_url=database_url, **options) as state:
-            yield state
-
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(router)
-    return app
-
-
 @pytest.fixture
 async def client(world: World) -> AsyncGenerator[httpx.AsyncClient]:
     TOKENS.clear()
@@ -169,7 +154,7 @@ async def client(world: World) -> AsyncGenerator[httpx.AsyncClient]:
     )
     LABELS.clear()
     LABELS.update(acme=world.a, bolt=world.b)
-    async with serving(make_app(world.app, require_tenant=True)) as client:
+    async with serving(make_app(router, world.app, require_tenant=True)) as client:
         yield client
 
 
@@ -285,7 +270,7 @@ async def test_two_tenants_in_one_request_have_a_session_each(world: World) -> N
     app.include_router(router)
     async with (
         setup_db(app, database_url=world.app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         answer = await client.get("/two", headers={"X-Tenant-Id": str(world.a)})
     assert answer.json() == [str(world.a), str(UUID(int=7))]
@@ -368,7 +353,7 @@ async def answer_with_notes(
 
 
 async def test_a_websocket_has_a_scope_for_each_message(world: World) -> None:
-    async with listening(make_app(world.app, require_tenant=True)) as port:
+    async with listening(make_app(router, world.app, require_tenant=True)) as port:
         place = f"ws://127.0.0.1:{port}/path"
         async with (
             connect(f"{place}/{world.a}/notes") as a,
@@ -392,7 +377,7 @@ HANDSHAKE = (
 
 async def test_a_websocket_of_no_tenant_is_refused_before_it_is_accepted(world: World) -> None:
     """With no client of a library: some cannot read how some versions of uvicorn refuse."""
-    async with listening(make_app(world.app)) as port:
+    async with listening(make_app(router, world.app)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write("\r\n".join([*HANDSHAKE, "", ""]).encode())
         status = (await reader.readline()).split()[1]
@@ -420,7 +405,7 @@ async def test_every_record_of_a_request_carries_its_tenant(
 ) -> None:
     caplog.handler.addFilter(TenantLogFilter())
     caplog.set_level(logging.INFO)
-    async with serving(make_app(world.app), log_level="info") as client:
+    async with serving(make_app(router, world.app), log_level="info") as client:
         await client.get("/logged", headers={"X-Tenant-Id": str(world.a)})
         await client.get("/openapi.json")
     seen = {record.getMessage().split(" ")[0]: vars(record)["tenant"] for record in caplog.records}
@@ -441,7 +426,7 @@ async def test_after_a_request_in_the_same_task_no_tenant_is_known(world: World)
     app.include_router(router)
     async with (
         setup_db(app, database_url=world.app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         response = await client.get("/sync", headers={"X-Tenant-Id": str(world.a)})
         async with session_scope(app, world.b):
@@ -472,7 +457,7 @@ async def test_middlewares_of_both_kinds_see_the_tenant(world: World) -> None:
         return response
 
     Spy.seen.clear()
-    app = make_app(world.app)
+    app = make_app(router, world.app)
     app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
     app.add_middleware(Spy)
     async with serving(app) as client:
@@ -505,7 +490,7 @@ async def test_a_resolver_may_mark_the_span_of_its_request(world: World) -> None
     app.include_router(router)
     async with (
         setup_db(app, database_url=world.app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         with trace.use_span(span):
             answer = await client.get("/traced", headers={"X-Tenant-Id": str(world.a)})
@@ -519,7 +504,7 @@ async def test_no_statement_of_a_request_has_the_tenant_in_its_text(world: World
     statements: list[str] = []
     async with (
         setup_db(app, database_url=world.app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
 
         @event.listens_for(app.state.mgf_db_engine.sync_engine, "before_cursor_execute")
@@ -570,8 +555,7 @@ async def test_another_header_and_another_claim_can_be_named(world: World) -> No
     ) -> UUID:
         return tenant
 
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with asking(app) as client:
         assert (await client.get("/header", headers={"X-Org": str(world.a)})).json() == str(world.a)
         assert (await client.get("/claim")).status_code == 200
         assert (await client.get("/nobody")).headers["WWW-Authenticate"] == "Basic"
@@ -590,7 +574,7 @@ async def test_a_session_in_no_scope_beside_a_scoped_one_stays_in_none(
 
     async with (
         setup_db(app, database_url=world.app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        asking(app) as client,
     ):
         answer = await client.get("/", headers={"X-Tenant-Id": str(world.a)})
     assert answer.json() == [None, str(world.a), None]

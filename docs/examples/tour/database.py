@@ -1,4 +1,4 @@
-"""The tour's own dealings with the database: set it up, ask it as superuser or as the service."""
+"""The tour's own dealings with the database: set it up, ask it as its users do, attack it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import NullPool, text
 
 from mgf.alembic import upgrade
 from mgf.sqlalchemy import create_engine, create_sessionmaker, tenant_session
+from mgf.sqlalchemy.audit import audit, probe
 from mgf.sqlalchemy.rls import ensure_app_role
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import URL, Row
+
+    from mgf.sqlalchemy.audit import Report
 
 SERVICE = Path(models.__file__).parent
 WHO_AM_I = """
@@ -46,6 +49,18 @@ async def _prepare(owner: URL, password: str) -> None:
     engine = create_engine(owner, poolclass=NullPool)
     async with engine.begin() as connection:
         await connection.run_sync(ensure_app_role, models.ROLE, password=password)
+
+
+def examine(app: URL) -> Report:
+    """Read in the catalogs what protects the database, and attack it with the service's login."""
+    return asyncio.run(_examine(app))
+
+
+async def _examine(app: URL) -> Report:
+    engine = create_engine(app, poolclass=NullPool)
+    old = {"server-cve-floor": "the tour throws its server away"}
+    audited = await audit(engine, metadata=models.Base.metadata, ignore=old)
+    return audited.merged(await probe(engine, metadata=models.Base.metadata))
 
 
 def run_sql(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import sqlalchemy as sa
+from mgf_sqlalchemy.audit.documented import SEVERITIES
 from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, Uuid
 
 from harness.schemas import Database, refers_to, tenant_id
@@ -97,7 +98,9 @@ class Correct:
             self.database.owner.exec_driver_sql(sql)
 
     def audit(self, **options: Any) -> Report:
-        return audit_connection(self.database.owner, **{"role": self.role, **options})
+        report = audit_connection(self.database.owner, **{"role": self.role, **options})
+        assert [one for one in report.findings if one.severity not in SEVERITIES[one.id]] == []
+        return report
 
     def ids(self, **options: Any) -> set[str]:
         """Return the ids of what counts, but for the age of the server."""

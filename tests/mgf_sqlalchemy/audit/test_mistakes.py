@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mgf.sqlalchemy.audit._titles import TITLES
+
 if TYPE_CHECKING:
     from mgf_sqlalchemy.audit.correct import Correct
 
 TENANT = "NULLIF(current_setting('app.current_tenant', true), '')::uuid"
 CANONICAL = f"tenant_id = (SELECT {TENANT})"
+TEXT = "NULLIF(current_setting('app.current_tenant', true), '')"
 ID = "b4ad0c8c-0c0f-4e3c-8d5e-0c9d0f6e1a11"
 
 
@@ -78,7 +81,16 @@ ROLES = [
         "setting-default",
     ),
     ("ALTER ROLE {role} SET row_security = off", "role-setting"),
+    ("ALTER ROLE {role} SET role = postgres", "role-setting"),
     ("GRANT CREATE ON SCHEMA public TO {role}", "role-creates-objects"),
+    ("SET LOCAL ROLE {role}", "login-resets-role"),
+    (
+        (
+            "CREATE ROLE {role}_o; GRANT {role} TO {role}_o; ALTER TABLE invoice OWNER TO {role}_o;"
+            "SET LOCAL SESSION AUTHORIZATION {role}_o; SET LOCAL ROLE {role}"
+        ),
+        "login-resets-role",
+    ),
 ]
 TABLES = [
     (
@@ -114,7 +126,14 @@ TABLES = [
     ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}", "default-privileges"),
     (OTHER, "child-rls-off"),
     ("CREATE TABLE other (org_id int)", "table-tenant-like"),
+    ("CREATE TABLE other (tenantid uuid, PRIMARY KEY (tenantid))", "table-tenant-like"),
     ("CREATE PUBLICATION p FOR TABLE invoice", "table-published"),
+    ("CREATE PUBLICATION p FOR ALL TABLES", "table-published"),
+    ("CREATE PUBLICATION p FOR TABLES IN SCHEMA public", "table-published"),
+    (
+        "DROP TABLE account, country, invoice, line, event, remark CASCADE",
+        "nothing-protected",
+    ),
 ]
 POLICIES = [
     (using("true"), "policy-always-true"),
@@ -137,6 +156,16 @@ POLICIES = [
     ),
     (using(f"tenant_id = '{ID}'"), "policy-not-canonical"),
     (using(f"tenant_id <> {TENANT}"), "policy-not-canonical"),
+    (using("tenant_id = (SELECT md5(current_user)::uuid)"), "policy-not-canonical"),
+    (using("tenant_id IN (SELECT id FROM account)"), "policy-not-canonical"),
+    (using("false"), "policy-not-canonical"),
+    (
+        (
+            "DROP POLICY tenant_floor ON invoice;"
+            "CREATE POLICY more ON invoice FOR DELETE TO {role} USING (true)"
+        ),
+        "policy-always-true",
+    ),
     ("CREATE POLICY more ON invoice TO {role} USING (true)", "policy-permissive-beside"),
     (
         (
@@ -146,7 +175,12 @@ POLICIES = [
         "policy-permissive-beside",
     ),
     ("ALTER POLICY tenant_isolation ON invoice TO PUBLIC", "policy-to-public"),
+    (
+        "CREATE ROLE {role}_e BYPASSRLS; ALTER POLICY tenant_isolation ON invoice TO {role}_e",
+        "policy-to-exempt",
+    ),
     ("ALTER POLICY tenant_isolation ON invoice TO pg_monitor", "policy-not-for-role"),
+    ("DROP POLICY tenant_isolation ON invoice", "policy-not-for-role"),
     (tenant_function("IMMUTABLE"), "policy-function-immutable"),
     (tenant_function("VOLATILE"), "policy-function-volatile"),
     (tenant_function("STABLE SECURITY DEFINER SET search_path = ''"), "policy-function-definer"),
@@ -185,7 +219,16 @@ DOORS = [
         "view-chain",
     ),
     (f"{UNPINNED}; ALTER FUNCTION f SET search_path = ''", "function-definer"),
+    (
+        (
+            f"{UNPINNED}; ALTER FUNCTION f SET search_path = ''; CREATE ROLE {{role}}_r;"
+            "ALTER FUNCTION f OWNER TO {role}_r; DROP POLICY tenant_floor ON invoice;"
+            "CREATE POLICY r ON invoice TO {role}_r USING (true)"
+        ),
+        "function-definer",
+    ),
     (UNPINNED, "function-search-path"),
+    (UNPINNED.replace("FUNCTION f() RETURNS int", "PROCEDURE f()"), "function-definer"),
     (
         function("", f"SELECT set_config('app.current_tenant', '{ID}', true)", "text"),
         "function-sets-tenant",
@@ -233,6 +276,15 @@ DECLARED = [
         ),
         "tenant-column-missing",
     ),
+    (
+        (
+            "DROP POLICY tenant_floor ON line; DROP POLICY tenant_isolation ON line;"
+            "ALTER TABLE line DROP CONSTRAINT line_tenant_id_invoice_id_fkey,"
+            "ALTER tenant_id DROP DEFAULT, ALTER tenant_id TYPE text;"
+            f"CREATE POLICY tenant_isolation ON line TO {{role}} USING (tenant_id = {TEXT})"
+        ),
+        "policy-differs",
+    ),
 ]
 
 
@@ -243,3 +295,31 @@ def test_what_is_not_as_declared_is_found_by_its_id(
     correct.change(mistake)
 
     assert check in correct.ids(metadata=correct.metadata)
+
+
+def test_what_came_with_postgresql_17_is_found(correct: Correct) -> None:
+    has_it = correct.database.owner.exec_driver_sql("SHOW server_version_num").scalar_one() >= "17"
+    if has_it:
+        correct.change("GRANT MAINTAIN ON invoice TO {role}")
+
+    assert ("grant-maintain" in correct.ids()) == has_it
+
+
+def test_what_is_worth_knowing_is_told(correct: Correct) -> None:
+    correct.change(using("tenant_id = NULLIF(current_setting('app.current_tenant'), '')::uuid"))
+    correct.change("SET LOCAL transaction_read_only = on")
+
+    found = {one.id for one in correct.audit().findings if one.severity == "info"}
+    assert found >= {"policy-setting-required", "policy-no-floor", "server-recorded-deparse"}
+
+
+def test_every_check_has_a_mistake_that_it_finds() -> None:
+    """test_correct.py has the age of the server, and the last tests here what they name."""
+    seeded = {check for _, check in (*ROLES, *TABLES, *POLICIES, *KEYS, *DOORS, *DECLARED)}
+    elsewhere = {
+        "grant-maintain",
+        "policy-setting-required",
+        "server-cve-floor",
+        "server-recorded-deparse",
+    }
+    assert seeded | elsewhere == TITLES.keys()

@@ -11,8 +11,8 @@ from mgf.sqlalchemy._binding import SETTING
 from mgf.sqlalchemy.audit._checks import CHECKS
 from mgf.sqlalchemy.audit._checks.declared import check_declared
 from mgf.sqlalchemy.audit._checks.policies import unproven_policies
-from mgf.sqlalchemy.audit._finding import Finding
-from mgf.sqlalchemy.audit._look import by_rank, check_reasons, is_ignored, look, names_of
+from mgf.sqlalchemy.audit._finding import Finding, by_rank
+from mgf.sqlalchemy.audit._look import check_reasons, is_ignored, look, names_of
 from mgf.sqlalchemy.audit._report import Report
 from mgf.sqlalchemy.rls._scratch import scratch
 

@@ -37,8 +37,7 @@ _SERVER = """
     SELECT current_database() AS database, session_user::text AS session_user,
            current_user::text AS "current_user",
            CAST(current_setting('server_version_num') AS int) AS version,
-           EXISTS (SELECT FROM pg_roles WHERE rolname = session_user
-                   AND (rolsuper OR rolbypassrls)) AS login_exempt
+           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolsuper OR rolbypassrls) AS exempt
 """
 _ROLE = """
     SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication
@@ -242,7 +241,7 @@ def read_snapshot(
         version=version,
         session_user=server.session_user,
         current_user=server.current_user,
-        login_exempt=server.login_exempt,
+        exempt=frozenset(server.exempt),
         role=roles[0],
         reachable={one.rolname: one for one in reader.rows(reachable)},
         protection=protection,

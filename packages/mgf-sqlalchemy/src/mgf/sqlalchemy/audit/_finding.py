@@ -32,6 +32,11 @@ class Finding:
     remedy: str
 
 
+def by_rank(finding: Finding) -> tuple[int, str, str]:
+    """Return what findings are sorted by: the worst first."""
+    return SEVERITIES.index(finding.severity), finding.id, finding.object
+
+
 @dataclass(frozen=True)
 class NotProven:
     """Something that was neither shown to hold nor to fail.

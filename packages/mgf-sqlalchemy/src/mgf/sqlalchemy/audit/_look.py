@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._catalog import read_snapshot
-from mgf.sqlalchemy.audit._finding import SEVERITIES, Finding, NotProven
 from mgf.sqlalchemy.audit._subject import expect
 from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
 from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, MetaData
 
+    from mgf.sqlalchemy.audit._finding import Finding, NotProven
     from mgf.sqlalchemy.audit._subject import Expectation
 
 
@@ -68,11 +68,6 @@ def is_ignored(names: Iterable[str], reasons: Mapping[str, str], ignored: dict[s
     found = {name: reasons[name] for name in names if name in reasons}
     ignored.update(found)
     return bool(found)
-
-
-def by_rank(finding: Finding) -> tuple[int, str, str]:
-    """Return what findings are sorted by, worst first."""
-    return SEVERITIES.index(finding.severity), finding.id, finding.object
 
 
 def names_of(one: Finding | NotProven, id_: str) -> tuple[str, str]:

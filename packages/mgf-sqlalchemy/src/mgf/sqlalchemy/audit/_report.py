@@ -1,58 +1,67 @@
-"""What an audit found, and what could not be proven: one object for people and for programs."""
+"""What an audit and a probe found: one object for people and for programs."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from mgf.sqlalchemy.audit._finding import SEVERITIES, Finding, NotProven
+from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.audit._data import ReportData
+from mgf.sqlalchemy.audit._finding import by_rank
+from mgf.sqlalchemy.audit._html import render_html
+from mgf.sqlalchemy.audit._text import render_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+
+    from mgf.sqlalchemy.audit._finding import NotProven
 
 # Raised when a key of the JSON is renamed, removed or means something else.
 _VERSION = 1
 
-# ECMA-48, "select graphic rendition".
-_COLOURS: Final[dict[str, str]] = {
-    "critical": "1;31",
-    "error": "31",
-    "warning": "33",
-    "info": "36",
-    "good": "32",
-}
-_WIDTH = max(map(len, SEVERITIES))
-
 
 @dataclass(frozen=True)
-class Report:
-    """The outcome of an audit.
+class Report(ReportData):
+    """The outcome of an audit, of a probe, or of both.
 
     Args:
         database: its name.
         role: that everything is said about.
         findings: worst first.
         not_proven: what the catalogs cannot tell, and what a live probe could not try.
-        probed: what a live probe tried, by relation and attack; empty where none ran.
+        probed: what a live probe tried: ``"relations"`` has, for each, the outcome of each attack;
+            empty where none ran.
         ignored: ids that were asked to be left out, each with the reason given; only those that
             left out something.
     """
 
-    database: str
-    role: str
-    findings: tuple[Finding, ...] = ()
-    not_proven: tuple[NotProven, ...] = ()
-    probed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    def merged(self, other: Report) -> Report:
+        """Return what this report and another one say together: an audit and a probe.
 
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong; where a probe ran, whether everything was proven, too."""
-        if self.probed and self.not_proven:
-            return False
-        return all(one.severity == "info" for one in self.findings)
+        What the audit could not prove about a policy is settled where the probe tried everything
+        on that relation; what the probe found there is among the findings.
+
+        Raises:
+            AppConfigError: they are about different databases or roles, or a probe ran for both.
+        """
+        if (self.database, self.role) != (other.database, other.role):
+            raise AppConfigError(
+                f"a report on {self.database!r} and role {self.role!r} cannot be merged with one "
+                f"on {other.database!r} and role {other.role!r}"
+            )
+        if self.probed and other.probed:
+            raise AppConfigError("a probe ran for both reports; merge an audit with one probe")
+        probed = self.probed or other.probed
+        audited, tried = (other, self) if self.probed else (self, other)
+        open_ = (one for one in audited.not_proven if not _is_settled(one, probed))
+        return replace(
+            self,
+            findings=tuple(sorted(_unique(self.findings + other.findings), key=by_rank)),
+            not_proven=tuple(_unique((*open_, *tried.not_proven))),
+            probed=probed,
+            ignored={**self.ignored, **other.ignored},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, with the keys of `to_json`."""
@@ -71,56 +80,36 @@ class Report:
         """Return the report as JSON.
 
         ``{"version", "database", "role", "findings": [{"id", "severity", "object", "message",
-        "remedy"}], "not_proven": [{"object", "attack", "reason"}], "probed": {...}, "ignored":
-        {id: reason}, "ok"}``. Keys are only added while ``"version"`` stays the same.
+        "remedy"}], "not_proven": [{"object", "attack", "reason"}], "probed": {"tenants",
+        "control", "seconds", "relations": {object: {attack: "held" | "leaked" | "not_proven" |
+        "not_applicable"}}}, "ignored": {id: reason}, "ok"}``. ``"probed"`` is empty where no probe
+        ran. Keys are only added while ``"version"`` stays the same.
         """
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, default=str)
 
-    def render(self, *, colour: bool = False) -> str:
+    def to_html(self) -> str:
+        """Return the report as one HTML page, which loads and runs nothing."""
+        return render_html(self)
+
+    def render(self, *, colour: bool = False, width: int = 100) -> str:
         """Return the report as text for people.
 
         Args:
             colour: with a terminal's escape sequences.
+            width: in characters, of the lines; SQL, and names that are longer, are not broken.
         """
-        return "\n".join(_lines(self, colour=colour)) + "\n"
+        return render_text(self, colour=colour, width=width)
 
 
-def _lines(report: Report, *, colour: bool) -> Iterator[str]:
-    where, who = _printable(report.database), _printable(report.role)
-    yield f"Tenant isolation in database {where} for role {who}"
-    yield ""
-    for finding in report.findings:
-        yield from _finding(finding, colour=colour)
-    for one in report.not_proven:
-        yield f"not proven  {_printable(one.object)}  {_printable(one.attack)}"
-        yield f"    {_printable(one.reason)}"
-    for name, reason in report.ignored.items():
-        yield f"ignored  {_printable(name)}: {_printable(reason)}"
-    yield _paint(_summary(report), "good" if report.ok else "critical", colour=colour)
+def _unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
 
 
-def _finding(finding: Finding, *, colour: bool) -> Iterator[str]:
-    severity = _paint(finding.severity.ljust(_WIDTH), finding.severity, colour=colour)
-    yield f"{severity}  {finding.id}  {_printable(finding.object)}"
-    yield f"    {_printable(finding.message)}"
-    for line in finding.remedy.splitlines():
-        yield f"    > {_printable(line)}"
-    yield ""
-
-
-def _summary(report: Report) -> str:
-    counts = Counter(one.severity for one in report.findings)
-    said = [f"{counts[one]} {one}" for one in SEVERITIES if counts[one]]
-    said += [f"{len(report.not_proven)} not proven"] if report.not_proven else []
-    verdict = "ok" if report.ok else "not ok"
-    probe = "" if report.probed else "; catalogs only, nothing was probed"
-    return f"{verdict}: {', '.join(said) or 'no findings'}{probe}"
-
-
-def _paint(text: str, kind: str, *, colour: bool) -> str:
-    return f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m" if colour else text
-
-
-def _printable(text: str) -> str:
-    """Return a text whose control characters do nothing: names come from the database."""
-    return "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in text)
+def _is_settled(one: NotProven, probed: Mapping[str, Any]) -> bool:
+    """Say whether a probe left nothing open on the relation of a policy."""
+    outcomes = probed.get("relations", {}).get(one.object)
+    return (
+        one.attack.startswith("policy ")
+        and bool(outcomes)
+        and "not_proven" not in outcomes.values()
+    )

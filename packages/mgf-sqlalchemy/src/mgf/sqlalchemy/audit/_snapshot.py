@@ -80,14 +80,14 @@ class Relation:
 class Snapshot:
     """What the catalogs say, about one role and one database.
 
-    Rows are as `_catalog` asks for them.
+    Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds.
     """
 
     database: str
     version: int
     session_user: str
     current_user: str
-    login_exempt: bool
+    exempt: frozenset[str]
     role: Row[Any]
     reachable: Mapping[str, Row[Any]]
     protection: Protection

@@ -20,6 +20,7 @@ CHECKS: Final[tuple[Callable[[Subject], Iterator[Finding]], ...]] = (
     roles.check_settings,
     roles.check_schemas,
     roles.check_login,
+    tables.check_presence,
     tables.check_row_security,
     tables.check_tenant_columns,
     tables.check_privileges,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mgf.sqlalchemy.audit._checks.policies import has_floor, is_canonical
 from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
+    from mgf.sqlalchemy.rls import Policy
     from mgf.sqlalchemy.rls._names import RelationName
 
 
@@ -144,8 +146,8 @@ def _definer_function(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
             "function-definer",
             "error",
             row.label,
-            f"runs with the rights of {row.owner!r}, whom no policy holds: what it reads and "
-            "writes for its caller is every tenant's",
+            f"runs with the rights of {row.owner!r}, whom no policy holds to one tenant: what it "
+            "reads and writes for its caller is every tenant's",
             f"ALTER FUNCTION {row.sql} SECURITY INVOKER;",
         )
     if not _has(row, "search_path"):
@@ -160,9 +162,22 @@ def _definer_function(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
 
 
 def _is_exempt(subject: Subject, row: Row[Any]) -> bool:
-    """Say whether some tenant table's policies do not hold a function's owner."""
+    """Say whether some tenant table's policies do not hold a function's owner to one tenant."""
     return row.owner_exempt or any(
-        one.owner == row.owner and not (one.enabled and one.forced) for one in subject.relations
+        (one.owner == row.owner and not (one.enabled and one.forced))
+        or any(_opens(subject, one, policy, row.owner) for policy in one.policies)
+        for one in subject.relations
+    )
+
+
+def _opens(subject: Subject, relation: Relation, policy: Policy, owner: str) -> bool:
+    """Say whether a policy lets another role than the application's see other tenants' rows."""
+    return (
+        owner in policy.to
+        and owner not in subject.snapshot.reachable
+        and not policy.restrictive
+        and not is_canonical(subject, relation, policy)
+        and not has_floor(subject, relation, policy)
     )
 
 

@@ -197,6 +197,17 @@ def check_roles_of_policies(subject: Subject) -> Iterator[Finding]:
         for policy in relation.policies:
             if policy.restrictive or _is_declared(subject, relation, policy):
                 continue
+            exempt = sorted(subject.snapshot.exempt.intersection(policy.to))
+            if exempt:
+                yield Finding(
+                    "policy-to-exempt",
+                    "warning",
+                    relation.label,
+                    f"permissive policy {policy.name!r} is for {', '.join(map(repr, exempt))}, "
+                    "whom no policy holds: it looks like a limit and is none",
+                    f"ALTER ROLE {identifier(exempt[0])} NOSUPERUSER NOBYPASSRLS;\n"
+                    f"-- or {_drop(relation, policy)}",
+                )
             if "PUBLIC" in policy.to:
                 yield Finding(
                     "policy-to-public",

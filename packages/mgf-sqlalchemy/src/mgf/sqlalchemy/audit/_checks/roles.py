@@ -166,15 +166,17 @@ def check_schemas(subject: Subject) -> Iterator[Finding]:
 def check_login(subject: Subject) -> Iterator[Finding]:
     """Yield a login that RESET ROLE takes back to more than the role may."""
     snapshot = subject.snapshot
-    if snapshot.session_user == snapshot.role.rolname or not snapshot.login_exempt:
+    login = snapshot.session_user
+    may_more = login in snapshot.exempt or any(one.owner == login for one in subject.relations)
+    if login == snapshot.role.rolname or not may_more:
         return
-    has_changed = snapshot.current_user != snapshot.session_user
+    has_changed = snapshot.current_user != login
     yield Finding(
         "login-resets-role",
         "error" if has_changed else "info",
-        snapshot.session_user,
-        f"the audited connection logged in as a role that no policy holds; an application that "
-        f"does so and takes {snapshot.role.rolname!r} by SET ROLE is one RESET ROLE away from "
-        "every tenant's rows",
+        login,
+        "the audited connection logged in as a role that no policy holds, or that may lift them; "
+        f"an application that does so and takes {snapshot.role.rolname!r} by SET ROLE is one "
+        "RESET ROLE away from every tenant's rows",
         f"-- let the application log in as {literal(snapshot.role.rolname)} itself",
     )

@@ -19,6 +19,19 @@ _LOOKS_LIKE_TENANT = re.compile(TENANT_LIKE, re.IGNORECASE)
 _CALLS = re.compile(r"\w\(|CURRENT_|SESSION_USER|\bNULL\b", re.IGNORECASE)
 
 
+def check_presence(subject: Subject) -> Iterator[Finding]:
+    """Yield that there is nothing to check: of a wrong database nothing bad would be said."""
+    if not subject.relations:
+        yield Finding(
+            "nothing-protected",
+            "error",
+            subject.snapshot.database,
+            "no table has row-level security or the tenant column: this is another database, the "
+            "migrations have not run, or the column has another name",
+            "-- run the migrations, or name the tenant column",
+        )
+
+
 def check_row_security(subject: Subject) -> Iterator[Finding]:
     """Yield tables whose policies do not hold, or not their owner."""
     for relation in subject.relations:

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy._binding import SETTING, binding_of
-from mgf.sqlalchemy.audit._finding import Finding, NotProven
-from mgf.sqlalchemy.audit._look import by_rank, check_reasons, is_ignored, look, names_of
+from mgf.sqlalchemy.audit._finding import Finding, NotProven, by_rank
+from mgf.sqlalchemy.audit._look import check_reasons, is_ignored, look, names_of
 from mgf.sqlalchemy.audit._probe._findings import leak
 from mgf.sqlalchemy.audit._probe._run import Run
 from mgf.sqlalchemy.audit._report import Report
