@@ -313,8 +313,7 @@ async def test_a_refused_connection_is_a_503_also_from_an_engine_made_by_others(
 
 
 async def test_too_many_connections_are_a_503(url: URL, server: URL) -> None:
-    """With psycopg too, but where the server asks for a password: see `trouble_of`."""
-    url = url.set(drivername="postgresql+asyncpg", username="crowd")
+    url = url.set(username="crowd")
     await run_sql(
         server,
         f"CREATE ROLE crowd LOGIN PASSWORD '{APP_PASSWORD}' CONNECTION LIMIT 0",
@@ -326,9 +325,14 @@ async def test_too_many_connections_are_a_503(url: URL, server: URL) -> None:
         await run_sql(server, "DROP ROLE crowd")
 
 
-async def test_a_wrong_password_stays_a_500(url: URL) -> None:
+async def test_a_wrong_password_stays_a_500_where_the_driver_tells(url: URL) -> None:
+    url = url.set(password="wrong")
+    app = make_app(Work("SELECT 1").do)
+    if url.drivername.endswith("psycopg"):
+        assert unavailable(await post(app, url), "database-unavailable")
+        return
     with pytest.raises(DBAPIError, match="password authentication failed"):
-        await post(make_app(Work("SELECT 1").do), url.set(password="wrong"))
+        await post(app, url)
 
 
 async def test_an_exhausted_pool_is_a_503(url: URL) -> None:
