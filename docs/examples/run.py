@@ -27,7 +27,8 @@ if sys.version_info < (3, 11):  # noqa: UP036
     )
 
 ROOT = Path(__file__).resolve().parents[2]
-TOUR = ROOT / "docs" / "examples" / "invoices" / "tour.py"
+TOUR = ROOT / "docs" / "examples" / "tour" / "tour.py"
+SERVICE = ROOT / "docs" / "examples" / "invoices"
 PRIVATE = ROOT / ".uv"
 PROGRAMS = PRIVATE / ("Scripts" if os.name == "nt" else "bin")
 # The first one that reads this repository's uv.lock as it was written.
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         *("--python", sys.executable, "python", str(TOUR), *arguments),
     ]
     # Trust the certificates that this machine trusts, as pip does.
-    environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ, "PYTHONPATH": str(SERVICE)}
     # An environment that the caller has activated is not the one to install into.
     environment.pop("VIRTUAL_ENV", None)
     if os.name != "nt":

@@ -14,6 +14,7 @@ from harness.schemas import key, tenant_id
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls import (
     Policy,
+    UnprotectedViewWarning,
     child_table,
     compare_protection,
     expected_protection,
@@ -127,9 +128,10 @@ def test_a_tenant_column_of_text_becomes_a_uuid(
     assert empty.ask(POLICIES) == "tenant_isolation"
 
 
-def partitioned() -> MetaData:
+def partitioned(*, shared: bool = False) -> MetaData:
     metadata = MetaData()
-    tenant_table()(
+    declare = shared_table(reason="x") if shared else tenant_table()
+    declare(
         Table(
             "event",
             metadata,
@@ -158,6 +160,89 @@ def test_a_new_partition_is_protected_and_never_dropped(project: Project, empty:
     assert partition is not None
     assert (partition.enabled, partition.forced, partition.grants) == (True, True, ())
     assert len(partition.policies) == 2
+
+
+def test_partitions_of_partitions_are_protected_in_whichever_schema(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, partitioned())
+    empty.run(
+        "CREATE SCHEMA archive",
+        "CREATE TABLE event_1 PARTITION OF event DEFAULT PARTITION BY RANGE (at)",
+        "CREATE TABLE archive.old PARTITION OF event_1 FOR VALUES FROM (0) TO (10)",
+    )
+
+    project.autogenerate(empty.url, partitioned())
+
+    project.check(empty.url, partitioned())
+    (old,) = read_protection(empty.owner, schemas=["archive"]).tables
+    assert (old.enabled, old.forced, len(old.policies)) == (True, True, 2)
+
+
+def test_a_partition_of_a_shared_table_is_never_dropped(project: Project, empty: Database) -> None:
+    project.autogenerate(empty.url, partitioned(shared=True))
+    empty.run("CREATE TABLE event_1 PARTITION OF event DEFAULT")
+
+    project.check(empty.url, partitioned(shared=True))
+
+
+def test_a_child_by_inheritance_gets_an_index_however_long_its_name_is(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, notes())
+    empty.run(f"CREATE TABLE {'n' * 63} () INHERITS (note)")
+
+    project.autogenerate(empty.url, notes())
+
+    project.check(empty.url, notes())
+    child = read_protection(empty.owner).table("n" * 63)
+    assert child is not None
+    assert (child.indexed, len(child.policies)) == (("tenant_id",), 2)
+
+
+def everything_is_left_out(_object: object, name: str, *_more: object) -> bool:
+    return name != "everything"
+
+
+def test_a_table_that_shows_the_rows_past_the_policies_is_named(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, notes())
+    empty.run(
+        "CREATE TABLE everything (id int NOT NULL, tenant_id uuid NOT NULL)",
+        "ALTER TABLE note INHERIT everything",
+    )
+
+    with pytest.raises(AppConfigError, match=r"'note'.* child of \(None, 'everything'\).*declare"):
+        project.check(empty.url, notes(), include_object=everything_is_left_out)
+
+
+def test_a_declared_parent_may_be_left_out(project: Project, empty: Database) -> None:
+    metadata = notes()
+    columns = key(), tenant_id()
+    tenant_table()(Table("everything", metadata, *columns))
+    project.autogenerate(empty.url, metadata)
+    empty.run("ALTER TABLE note INHERIT everything")
+
+    project.check(empty.url, metadata, include_object=everything_is_left_out)
+
+
+def test_a_table_that_the_role_owns_is_named(project: Project, empty: Database) -> None:
+    project.autogenerate(empty.url, notes())
+    empty.run("ALTER TABLE note OWNER TO app")
+
+    with pytest.raises(AppConfigError, match=r"'note'.*belongs to role 'app'.*OWNER TO"):
+        project.check(empty.url, notes())
+
+
+def test_a_view_that_shows_rows_of_all_tenants_is_noticed(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, notes())
+    empty.run("CREATE VIEW seen AS SELECT * FROM note", "GRANT SELECT ON seen TO app")
+
+    with pytest.warns(UnprotectedViewWarning, match=r"ALTER VIEW seen SET \(security_invoker"):
+        project.check(empty.url, notes())
 
 
 def test_tables_of_other_schemas_are_compared_when_schemas_are(

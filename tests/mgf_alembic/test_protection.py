@@ -151,6 +151,12 @@ DRIFT = {
     "not enabled": "ALTER TABLE line DISABLE ROW LEVEL SECURITY",
     "not forced": "ALTER TABLE line NO FORCE ROW LEVEL SECURITY",
     "enabled": "ALTER TABLE country ENABLE ROW LEVEL SECURITY",
+    "nullable": 'ALTER TABLE "Invoice" ALTER tenant_id DROP NOT NULL',
+    "no default": 'ALTER TABLE "Invoice" ALTER tenant_id DROP DEFAULT',
+    "another default": 'ALTER TABLE "Invoice" ALTER tenant_id SET DEFAULT gen_random_uuid()',
+    "grant option": "GRANT SELECT ON line TO app WITH GRANT OPTION",
+    "grant option on a sequence": "GRANT USAGE ON SEQUENCE line_id_seq TO app WITH GRANT OPTION",
+    "extra grant on a column": "GRANT SELECT (id) ON line TO PUBLIC",
     "missing index": 'DROP INDEX "ix_Invoice_tenant_id"',
     "missing grant": "REVOKE INSERT ON line FROM app",
     "missing grant on a sequence": "REVOKE USAGE ON SEQUENCE line_id_seq FROM app",
@@ -175,7 +181,7 @@ def test_drift_is_found_repaired_and_brought_back(
     project: Project, empty: Database, drift: str
 ) -> None:
     project.autogenerate(empty.url, models())
-    faithful = protection(empty)
+    faithful, columns = protection(empty), catalog(empty)["columns"]
     empty.run(DRIFT[drift])
     drifted = catalog(empty)
 
@@ -185,5 +191,6 @@ def test_drift_is_found_repaired_and_brought_back(
     project.check(empty.url, models())
 
     assert protection(empty) == faithful
+    assert catalog(empty)["columns"] == columns
     project.run(command.downgrade, "-1", database_url=empty.url)
     assert set(map(str, catalog(empty)["policies"])) == set(map(str, drifted["policies"]))

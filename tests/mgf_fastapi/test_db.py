@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -13,13 +11,13 @@ from uuid import UUID  # noqa: TC003 - FastAPI reads it from the signatures belo
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import Depends, FastAPI, WebSocket
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from harness.tenants import APP_PASSWORD, World, make_world, visible
+from harness.serving import serving
+from harness.tenants import World, visible
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db import get_session, setup_db
 from mgf.sqlalchemy import tenant_session
@@ -30,14 +28,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+CONNECTIONS = """
+    SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()
+"""
 Session = Annotated[AsyncSession, Depends(get_session)]
-
-
-@pytest.fixture
-async def world(database: URL) -> World:
-    await make_world(database)
-    app = database.set(username="app", password=APP_PASSWORD)
-    return await World(database, app).seed()
 
 
 def make_app(database_url: str | URL, **options: Any) -> FastAPI:
@@ -64,23 +58,6 @@ def make_app(database_url: str | URL, **options: Any) -> FastAPI:
         await websocket.close()
 
     return app
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
-    """A client of the application behind a real uvicorn on a port that was free."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        ) as client:
-            try:
-                # The socket listens already: the first request waits for the application.
-                yield client
-            finally:
-                server.should_exit = True
-                await task
 
 
 async def test_requests_of_two_tenants_see_their_own_rows(world: World) -> None:
@@ -124,7 +101,7 @@ async def test_the_engine_is_disposed_also_after_an_error(world: World) -> None:
                 await session.execute(text("SELECT 1"))
             raise RuntimeError
     assert not hasattr(app.state, "mgf_db_engine")
-    assert await world.truth("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [0]
+    assert await world.truth(CONNECTIONS) == [0]
 
 
 async def test_the_engine_is_disposed_when_somebody_emptied_the_state(world: World) -> None:
@@ -133,7 +110,7 @@ async def test_the_engine_is_disposed_when_somebody_emptied_the_state(world: Wor
         async with app.state.mgf_db_sessionmaker() as session:
             await session.execute(text("SELECT 1"))
         del app.state.mgf_db_engine
-    assert await world.truth("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [0]
+    assert await world.truth(CONNECTIONS) == [0]
 
 
 async def test_a_second_setup_while_the_first_is_active_is_refused() -> None:

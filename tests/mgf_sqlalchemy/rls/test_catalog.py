@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from mgf.sqlalchemy.rls import (
     Difference,
     Grant,
     Policy,
+    RevokePrivileges,
     ViewProtection,
     child_table,
     compare_protection,
@@ -212,6 +214,63 @@ def test_a_missing_table_is_one_difference(database: Database) -> None:
 
     assert [one.table for one in missing] == [(None, "country"), (None, "invoice"), (None, "line")]
     assert {(one.aspect, one.there) for one in missing} == {("table", None)}
+
+
+def test_what_a_role_may_give_to_others_is_told_beside_what_it_may(database: Database) -> None:
+    granted = Grant("INSERT", "invoice", to="pg_monitor", grantable=True)
+    metadata = make_metadata(grants=[granted])
+    database.create(metadata)
+
+    there = read_protection(database.owner).table("invoice")
+    assert there is not None
+    found = tuple(one for one in there.grants if one.to == "pg_monitor")
+    assert found == (replace(granted, grantable=False), granted)
+    assert differences(database, metadata) == []
+
+
+@pytest.mark.parametrize("privilege", ["SELECT ON invoice", "USAGE ON SEQUENCE invoice_id_seq"])
+def test_what_the_role_may_give_to_others_unasked_is_a_difference(
+    database: Database, privilege: str
+) -> None:
+    metadata = make_metadata()
+    database.create(metadata)
+    database.run(f"GRANT {privilege} TO app WITH GRANT OPTION")
+
+    (difference,) = differences(database, metadata)
+
+    assert (difference.aspect, difference.expected) == ("grant", None)
+    assert difference.there.grantable
+    database.run(str(RevokePrivileges(difference.there)))
+    assert differences(database, metadata) == []
+
+
+def test_a_table_that_the_role_owns_is_a_difference(database: Database) -> None:
+    metadata = make_metadata()
+    database.create(metadata)
+    database.run("ALTER TABLE invoice OWNER TO app")
+
+    found = [one for one in differences(database, metadata) if one.aspect == "owner"]
+
+    assert found == [Difference("owner", (None, "invoice"), None, "app")]
+
+
+INHERIT = (
+    "CREATE TABLE everything (id int NOT NULL, tenant_id uuid NOT NULL)",
+    "ALTER TABLE invoice INHERIT everything",
+)
+
+
+def test_a_table_that_shows_the_rows_past_the_policies_is_a_difference(
+    database: Database,
+) -> None:
+    metadata = make_metadata()
+    database.create(metadata)
+    database.run("CREATE TABLE first (id int)", "ALTER TABLE invoice INHERIT first", *INHERIT)
+
+    assert [(one.aspect, one.there) for one in differences(database, metadata)] == [
+        ("parent", (None, "everything")),
+        ("parent", (None, "first")),
+    ]
 
 
 def test_usage_of_a_schema_is_a_difference_where_it_is_missing(database: Database) -> None:

@@ -273,6 +273,19 @@ def test_who_creates_tables_need_not_own_the_default_schema(
     assert is_as_declared(database, metadata)
 
 
+@pytest.mark.parametrize("convention", [None, {"uq": "uq_%(table_name)s"}])
+def test_the_index_of_a_long_name_is_made(
+    database: Database, convention: dict[str, str] | None
+) -> None:
+    metadata = MetaData(naming_convention=convention)
+    tenant_table()(Table("n" * 63, metadata, key(), tenant_id()))
+    protect_metadata(metadata, role="app")
+
+    database.create(metadata)
+
+    assert is_as_declared(database, metadata)
+
+
 def test_identifiers_of_every_kind(database: Database) -> None:
     """Names that need quotes, with quotes, percent signs and dollars in them."""
     metadata = MetaData(schema='sch"e$$ma %s')
@@ -581,7 +594,7 @@ class TestPartitions:
         assert there is not None
         assert (there.enabled, there.forced, len(there.policies)) == (True, True, 2)
         assert there.grants == ()
-        assert there.partition_of == (None, "event")
+        assert there.parents == ((None, "event"),)
         assert is_as_declared(database, metadata)
 
     def test_get_it_later_too(self, database: Database, metadata: MetaData) -> None:

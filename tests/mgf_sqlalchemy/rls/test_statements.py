@@ -65,6 +65,19 @@ ROW_SECURITY = "ROW LEVEL SECURITY"
             "GRANT USAGE ON SEQUENCE s.numbers TO app",
         ),
         (
+            GrantPrivileges(Grant("SELECT", "invoice", to="app", grantable=True)),
+            "GRANT SELECT ON TABLE invoice TO app WITH GRANT OPTION",
+        ),
+        (
+            RevokePrivileges(Grant("SELECT", "invoice", to="app", grantable=True)),
+            "REVOKE GRANT OPTION FOR SELECT ON TABLE invoice FROM app",
+        ),
+        (
+            GrantPrivileges(Grant("USAGE", "invoice", to="app", column="id", grantable=True)),
+            """DO $$ BEGIN EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I WITH GRANT OPTION', \
+pg_get_serial_sequence('invoice', 'id'), 'app'); END $$""",
+        ),
+        (
             RevokePrivileges(Grant("USAGE", "In'voice", to="PUBLIC", column="id")),
             """DO $$ BEGIN EXECUTE format('REVOKE USAGE ON SEQUENCE %s FROM PUBLIC', \
 pg_get_serial_sequence('"In''voice"', 'id')); END $$""",

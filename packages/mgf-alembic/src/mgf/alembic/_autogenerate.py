@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from alembic.autogenerate import comparators
 from alembic.operations import ops
 from alembic.util import DispatchPriority, PriorityDispatchResult
-from sqlalchemy import MetaData
+from sqlalchemy import Column, MetaData, Table
 from sqlalchemy.dialects import postgresql
 
 from mgf.alembic._columns import convert_strings
@@ -28,10 +28,10 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import rls
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence, Set
 
     from alembic.autogenerate.api import AutogenContext
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
     from mgf.alembic._dependencies import PolicyKey
 
@@ -69,6 +69,8 @@ def _compare(
             context.connection, metadatas, _compared.get(context, set()), schemas
         )
         upgrade.ops[:] = comparison.extend(upgrade.ops)
+        for one in metadatas:
+            rls.warn_of_views(context.connection, one)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -97,19 +99,20 @@ class Comparison:
         self,
         connection: Connection,
         metadatas: Sequence[MetaData],
-        compared: Collection[TableKey],
+        compared: Set[TableKey],
         schemas: Collection[str | None],
     ) -> None:
         self._connection = connection
         self._metadatas = metadatas
         self._default = connection.dialect.default_schema_name
         expected = _merge([rls.expected_protection(connection, one) for one in metadatas])
+        self._declared = {one.key for one in expected.tables}
         self._expected = replace(
             expected,
             tables=tuple(
                 one
                 for one in expected.tables
-                if one.key in compared or one.partition_of in compared
+                if one.key in compared or not compared.isdisjoint(one.parents)
             ),
             views=tuple(one for one in expected.views if one.schema in schemas),
             grants=tuple(one for one in expected.grants if self._schema_of(one) in schemas),
@@ -123,8 +126,7 @@ class Comparison:
 
     def extend(self, operations: Sequence[ops.MigrateOperation]) -> list[ops.MigrateOperation]:
         """Return Alembic's operations with what has to come before and after them."""
-        partitions = {one.key for one in self._expected.tables if one.partition_of is not None}
-        kept = [one for one in operations if self._key(one) not in partitions]
+        kept = [one for one in operations if self._key(one) not in self._children()]
         self._convert(kept)
         created = [self._key(one) for one in kept if isinstance(one, ops.CreateTableOp)]
         hindering = hindering_policies(self._connection, kept, self._there.tables)
@@ -152,6 +154,18 @@ class Comparison:
         for one in operations:
             if isinstance(one, ops.ModifyTableOps):
                 convert_strings(one, tenant_columns.get(self._key(one) or (None, ""), ()))
+
+    def _children(self) -> set[TableKey]:
+        """Return the partitions, and other children, of tables that are declared.
+
+        No model knows them, so that Alembic would drop them.
+        """
+        bare = {one.key for one in self._expected.tables if one.parents}
+        declared = {one.key for one in self._expected.tables} - bare
+        found = set(declared)
+        while more := {one.key for one in self._there.tables if found & {*one.parents}} - found:
+            found |= more
+        return found - declared
 
     def _differences(self, created: Collection[TableKey | None]) -> Iterator[rls.Difference]:
         old = tuple(one for one in self._expected.tables if one.key not in created)
@@ -195,6 +209,18 @@ class Comparison:
             yield RevokePrivilegesOp(one.there)
         elif one.aspect == "view" and one.expected is not None:
             yield self._view(one.expected, one.there)
+        elif one.aspect == "owner":
+            raise AppConfigError(
+                f"table {one.table!r} (schema, name) belongs to role {one.there!r}, which its "
+                "policies are to hold, and which could drop them: ALTER TABLE ... OWNER TO the "
+                "role that migrates"
+            )
+        elif one.aspect == "parent" and one.there not in self._declared:
+            raise AppConfigError(
+                f"table {one.table!r} (schema, name) is a partition or child of {one.there!r}, "
+                "which no protected metadata has: whoever may read that reads these rows, past "
+                "their policies; declare it, or ALTER TABLE ... NO INHERIT or DETACH PARTITION"
+            )
 
     def _view(
         self, expected: rls.ViewProtection, there: rls.ViewProtection | None
@@ -230,8 +256,11 @@ class Comparison:
         schema, name = key = one.table or (None, "")
         table = next(each for each in self._expected.tables if each.key == key)
         column = str(one.expected)
-        if table.partition_of is not None:
-            yield ops.CreateIndexOp(f"ix_{name}_{column}", name, [column], schema=schema)
+        if table.parents:
+            # Named as Column(index=True) is: where that is too long, it is cut.
+            led: Column[Any] = Column(column, index=True)
+            copy = Table(name, MetaData(), led, schema=schema)
+            yield from map(ops.CreateIndexOp.from_index, copy.indexes)
         elif not any(self._key(each) == key for each in operations):
             raise AppConfigError(
                 f"table {key!r} (schema, name) has no valid index led by {column!r}, though "
@@ -277,7 +306,7 @@ def _merge(protections: Sequence[rls.Protection]) -> rls.Protection:
 
 def _bare(table: rls.TableProtection) -> rls.TableProtection:
     """Leave out what the operations do not need."""
-    return replace(table, indexed=(), partition_of=None)
+    return replace(table, indexed=(), parents=(), owner=None)
 
 
 def _row_security(

@@ -56,7 +56,7 @@ def hindering_policies(
     if not columns and not dropped:
         return set()
     for child in _parents_first(tables):
-        columns |= {(child.key, name) for parent, name in columns if parent == child.partition_of}
+        columns |= {(child.key, name) for parent, name in columns if parent in child.parents}
     found: set[PolicyKey] = set()
     for schema, table, policy, on_schema, on, column in connection.execute(_DEPENDENCIES):
         own, other = table_key(schema, table, default), table_key(on_schema, on, default)
@@ -85,7 +85,7 @@ def _altered_columns(
 def _parents_first(tables: Iterable[TableProtection]) -> Iterator[TableProtection]:
     todo = {one.key: one for one in tables}
     while todo:
-        ready = [one for one in todo.values() if one.partition_of not in todo]
+        ready = [one for one in todo.values() if todo.keys().isdisjoint(one.parents)]
         for one in ready:
             del todo[one.key]
             yield one

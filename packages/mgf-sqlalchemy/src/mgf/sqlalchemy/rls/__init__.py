@@ -28,6 +28,7 @@ from mgf.sqlalchemy.rls._protect import (
     is_protected,
     protect_metadata,
     protect_partitions,
+    warn_of_views,
 )
 from mgf.sqlalchemy.rls._role import check_roles, ensure_app_role
 from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection, ViewProtection
@@ -75,4 +76,5 @@ __all__ = [
     "tenant_predicate",
     "tenant_table",
     "tenant_unique",
+    "warn_of_views",
 ]

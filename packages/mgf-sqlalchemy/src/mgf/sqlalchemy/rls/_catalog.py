@@ -27,19 +27,26 @@ def _query(sql: str) -> TextClause:
 _RELATIONS = _query(
     """
     SELECT n.nspname, c.relname, c.relkind IN ('v', 'm') AS is_view, c.relkind = 'm' AS is_copy,
-           c.relrowsecurity, c.relforcerowsecurity, pn.nspname AS parent_schema,
-           p.relname AS parent,
+           c.relrowsecurity, c.relforcerowsecurity, pg_get_userbyid(c.relowner) AS owner,
            COALESCE((
                SELECT bool_or(option_value::boolean) FROM pg_options_to_table(c.reloptions)
                WHERE option_name = 'security_invoker'
            ), false) AS security_invoker
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid AND i.inhseqno = 1
-    LEFT JOIN pg_class AS p ON p.oid = i.inhparent
-    LEFT JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
     WHERE n.nspname IN :schemas AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     ORDER BY n.nspname, c.relname
+    """
+)
+_PARENTS = _query(
+    """
+    SELECT n.nspname, c.relname, pn.nspname AS parent_schema, p.relname AS parent
+    FROM pg_inherits AS i
+    JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relkind IN ('r', 'p', 'f')
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_class AS p ON p.oid = i.inhparent
+    JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+    WHERE n.nspname IN :schemas
     """
 )
 _POLICIES = _query(
@@ -59,18 +66,20 @@ _POLICIES = _query(
     """
 )
 # A sequence that belongs to a column counts as part of the column's table. What is granted on some
-# columns counts as granted on the table: REVOKE on the table takes it back as well.
+# columns counts as granted on the table: REVOKE on the table takes it back as well. What may be
+# granted on is told a second time, as that.
 _GRANTS = _query(
     """
     SELECT n.nspname, c.relname, s.is_sequence, a.attname,
            CASE one.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(one.grantee) END AS role,
-           array_agg(DISTINCT one.privilege_type::text) AS privileges
+           option.grantable, array_agg(DISTINCT one.privilege_type::text) AS privileges
     FROM pg_class AS o
     CROSS JOIN LATERAL (
         SELECT o.relacl AS acl
         UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = o.oid AND NOT attisdropped
     ) AS given
     CROSS JOIN aclexplode(given.acl) AS one
+    JOIN (VALUES (false), (true)) AS option (grantable) ON one.is_grantable OR NOT grantable
     CROSS JOIN LATERAL (SELECT o.relkind = 'S' AS is_sequence) AS s
     LEFT JOIN pg_depend AS d ON is_sequence AND d.objid = o.oid AND d.refobjsubid > 0
          AND d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
@@ -80,19 +89,20 @@ _GRANTS = _query(
     LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
     WHERE n.nspname IN :schemas AND one.grantee <> o.relowner
       AND o.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
-    GROUP BY n.nspname, c.relname, s.is_sequence, a.attname, role
-    ORDER BY s.is_sequence, n.nspname, c.relname, a.attname, role
+    GROUP BY n.nspname, c.relname, s.is_sequence, a.attname, role, option.grantable
+    ORDER BY s.is_sequence, n.nspname, c.relname, a.attname, role, option.grantable
     """
 )
 _SCHEMA_GRANTS = _query(
     """
     SELECT n.nspname,
            CASE one.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(one.grantee) END AS role,
-           array_agg(DISTINCT one.privilege_type::text) AS privileges
+           option.grantable, array_agg(DISTINCT one.privilege_type::text) AS privileges
     FROM pg_namespace AS n CROSS JOIN aclexplode(n.nspacl) AS one
+    JOIN (VALUES (false), (true)) AS option (grantable) ON one.is_grantable OR NOT grantable
     WHERE n.nspname IN :schemas AND one.grantee <> n.nspowner
-    GROUP BY n.nspname, role
-    ORDER BY n.nspname, role
+    GROUP BY n.nspname, role, option.grantable
+    ORDER BY n.nspname, role, option.grantable
     """
 )
 _INDEXES = _query(
@@ -154,6 +164,7 @@ class Reader:
         self._schemas = sorted({one or self._default or "public" for one in schemas})
         self._policies = self._group(_POLICIES, self._policy)
         self._grants = self._group(_GRANTS, self._grant)
+        self._parents = self._group(_PARENTS, lambda row: self._name(row.parent_schema, row.parent))
         self._indexed = self._group(_INDEXES, lambda row: str(row.attname))
         self._reads = self._group(_VIEWS_READ, lambda row: self._name(row.read_schema, row.read))
 
@@ -182,9 +193,8 @@ class Reader:
             policies=tuple(self._policies[key]),
             grants=tuple(self._grants[key]),
             indexed=tuple(self._indexed[key]),
-            partition_of=(
-                None if row.parent is None else self._name(row.parent_schema, row.parent)
-            ),
+            parents=tuple(self._parents[key]),
+            owner=row.owner,
         )
 
     def _view(self, row: Row[Any]) -> ViewProtection:
@@ -220,10 +230,13 @@ class Reader:
             to=row.role,
             kind="SEQUENCE" if row.is_sequence else "TABLE",
             column=row.attname,
+            grantable=row.grantable,
         )
 
     def _schema_grant(self, row: Row[Any]) -> Grant:
-        return Grant(row.privileges, row.nspname, to=row.role, kind="SCHEMA")
+        return Grant(
+            row.privileges, row.nspname, to=row.role, kind="SCHEMA", grantable=row.grantable
+        )
 
     def _name(self, schema: str, name: str) -> RelationName:
         return (None if schema == self._default else schema), name

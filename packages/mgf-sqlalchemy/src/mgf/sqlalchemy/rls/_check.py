@@ -14,7 +14,7 @@ from mgf.sqlalchemy.rls._predicates import quote_relation
 from mgf.sqlalchemy.rls._schemas import shorten_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from sqlalchemy import Connection, Table
 
@@ -68,8 +68,15 @@ def refuse_unfit(connection: Connection, plan: Plan) -> None:
         )
 
 
-def warn_of_views(connection: Connection, plan: Plan) -> None:
+def warn_of_open_views(
+    connection: Connection, plan: Plan, *, known: Collection[RelationName] = ()
+) -> None:
     """Warn of views that show protected tables' rows to the application's role.
+
+    Args:
+        connection: to PostgreSQL.
+        plan: of a metadata.
+        known: schema and name of views that are left out.
 
     Warns:
         UnprotectedViewWarning: a view's owner's rights count instead of the role's.
@@ -79,7 +86,7 @@ def warn_of_views(connection: Connection, plan: Plan) -> None:
     there = Reader(connection, inspect(connection).get_schema_names()).read()
     roles = {PUBLIC, *connection.scalars(_MEMBER_OF, {"role": plan.settings.role})}
     for view in _open_views(there, protected):
-        if roles.intersection(grant.to for grant in view.grants):
+        if view.key not in known and roles.intersection(one.to for one in view.grants):
             warnings.warn(_warning(view), UnprotectedViewWarning, stacklevel=2)
 
 
@@ -89,7 +96,7 @@ def _open_views(there: Protection, protected: Iterable[RelationName]) -> Iterato
     By way of other views and of partitions, too.
     """
     concerned = set(protected)
-    while more := {one.key for one in there.tables if one.partition_of in concerned} - concerned:
+    while more := {one.key for one in there.tables if concerned & {*one.parents}} - concerned:
         concerned |= more
     todo = list(there.views)
     while found := [view for view in todo if concerned.intersection(view.reads)]:

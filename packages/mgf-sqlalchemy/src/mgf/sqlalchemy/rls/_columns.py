@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Index, Sequence, Table, UniqueConstraint
+from sqlalchemy import Column, Index, MetaData, Sequence, Table, UniqueConstraint
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.functions import next_value
 
@@ -53,8 +53,13 @@ def ensure_led_index(table: Table, column: Column[Any]) -> None:
     if any(one is column for one in _leading_columns(table)):
         return
     convention = table.metadata.naming_convention
-    is_named_by_it = "ix" in convention or Index in convention
-    Index(None if is_named_by_it else f"ix_{table.name}_{column.name}", column)
+    if "ix" in convention or Index in convention:
+        Index(None, column)
+        return
+    # SQLAlchemy's own name for it, which is cut where it is too long.
+    led: Column[Any] = Column(column.name, index=True)
+    copy = Table(table.name, MetaData(), led)
+    Index(next(iter(copy.indexes)).name, column)
 
 
 def _leading_columns(table: Table) -> Iterator[object]:

@@ -166,14 +166,16 @@ def _revoke(element: RevokePrivileges, compiler: DDLCompiler, **_options: Any) -
 
 
 def _change_privileges(verb: str, grant: Grant, to: str, compiler: DDLCompiler) -> str:
-    privileges = f"{verb} {', '.join(grant.privileges)} ON {grant.kind}"
+    before = " GRANT OPTION FOR" if grant.grantable and verb == "REVOKE" else ""
+    after = " WITH GRANT OPTION" if grant.grantable and verb == "GRANT" else ""
+    privileges = f"{verb}{before} {', '.join(grant.privileges)} ON {grant.kind}"
     if grant.column is not None:
-        return _verbatim(_on_own_sequence(privileges, grant, to), compiler)
+        return _verbatim(_on_own_sequence(privileges, grant, to, after), compiler)
     name = quoted_relation(grant.on, grant.schema, compiler)
-    return f"{privileges} {name} {to} {_role(grant.to, compiler)}"
+    return f"{privileges} {name} {to} {_role(grant.to, compiler)}{after}"
 
 
-def _on_own_sequence(privileges: str, grant: Grant, to: str) -> str:
+def _on_own_sequence(privileges: str, grant: Grant, to: str, after: str) -> str:
     """Let the server name the sequence: the name that it usually takes may have been taken."""
     table = quote_relation((grant.schema, grant.on))
     arguments = [f"pg_get_serial_sequence({_literal(table)}, {_literal(grant.column or '')})"]
@@ -181,7 +183,7 @@ def _on_own_sequence(privileges: str, grant: Grant, to: str) -> str:
     if grant.to != PUBLIC:
         role = "%I"
         arguments.append(_literal(grant.to))
-    statement = _literal(f"{privileges} %s {to} {role}")
+    statement = _literal(f"{privileges} %s {to} {role}{after}")
     body = f"BEGIN EXECUTE format({statement}, {', '.join(arguments)}); END"
     quotes = ("$" + "_" * count + "$" for count in itertools.count())
     quote = next(one for one in quotes if one not in body)

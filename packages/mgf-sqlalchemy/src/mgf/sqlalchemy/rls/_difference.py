@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _Protected = TypeVar("_Protected", TableProtection, ViewProtection)
 
-Aspect: TypeAlias = Literal["table", "view", "row security", "policy", "index", "grant"]
+Aspect: TypeAlias = Literal[
+    "table", "view", "row security", "policy", "index", "grant", "owner", "parent"
+]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Difference:
 
     Args:
         aspect: what it is about. ``"table"``: the table is missing. ``"view"``: the view is
-            missing, or is not read with its reader's rights.
+            missing, or is not read with its reader's rights. ``"owner"``: a role that policies
+            are to hold owns the table, and could drop them. ``"parent"``: the rows are also
+            read through a table that is not expected, whose policies hold then.
         table: schema and name of the table or view; None for a grant on a schema or a sequence
             of no column.
         expected: what should be there; None where something is too much.
@@ -33,7 +37,7 @@ class Difference:
 
     What both are, by `aspect`: a `TableProtection`; a `ViewProtection`; a pair (enabled,
     forced); a `Policy`; a column's name; a `Grant`, of the privileges that are missing
-    (`expected`) or too many (`there`).
+    (`expected`) or too many (`there`); a role's name; schema and name of the parent.
     """
 
     aspect: Aspect
@@ -47,16 +51,21 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
 
     Grants on a table count for the roles that it is expected to grant something, and for PUBLIC;
     what others were granted is their business. On schemas and loose sequences only missing ones
-    count, and tables that are not expected do not.
+    count, and tables that are not expected do not. Columns are not compared, nor is what a view
+    shows; membership in the owner's role is not seen either.
 
     Args:
         expected: as `expected_protection` gives it.
         there: as `read_protection` gives it, of every schema in `expected`.
     """
     found = {one.key: one for one in there.tables}
+    keys = {one.key for one in expected.tables}
     for table in expected.tables:
         if table.key in found:
             yield from _compare_tables(table, found[table.key])
+            for parent in found[table.key].parents:
+                if table.enabled and parent not in keys:
+                    yield Difference("parent", table.key, None, parent)
         else:
             yield Difference("table", table.key, table, None)
     views = {one.key: one for one in there.views}
@@ -70,6 +79,8 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
 
 def _compare_tables(expected: TableProtection, there: TableProtection) -> Iterator[Difference]:
     key = expected.key
+    if expected.enabled and there.owner in {one.to for one in expected.grants}:
+        yield Difference("owner", key, None, there.owner)
     flags = [(one.enabled, one.forced) for one in (expected, there)]
     if flags[0] != flags[1]:
         yield Difference("row security", key, *flags)

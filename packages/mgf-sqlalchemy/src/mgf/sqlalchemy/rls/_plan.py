@@ -131,7 +131,7 @@ class Plan:
             schema=schema,
             policies=self._policies(table, own),
             grants=(Grant((), name, schema=schema, to=self.settings.role),),
-            partition_of=self.place(table),
+            parents=(self.place(table),),
         )
 
     @property
@@ -259,9 +259,10 @@ def _is_about_table(grant: Grant) -> bool:
 
 
 def _merge(grants: Iterable[Grant]) -> Iterator[Grant]:
-    """Yield one grant for each object and role."""
+    """Yield one grant for each object and role, and another of what it may give to others."""
     merged: dict[Grant, set[str]] = {}
     for one in grants:
-        merged.setdefault(replace(one, privileges=()), set()).update(one.privileges)
+        for kind in {one, replace(one, grantable=False)}:
+            merged.setdefault(replace(kind, privileges=()), set()).update(one.privileges)
     for one, privileges in merged.items():
         yield replace(one, privileges=tuple(privileges))

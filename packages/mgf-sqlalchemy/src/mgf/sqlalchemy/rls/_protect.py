@@ -8,7 +8,7 @@ from sqlalchemy import Connection, MetaData, Table, event
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
-from mgf.sqlalchemy.rls._check import refuse_unfit, warn_of_views
+from mgf.sqlalchemy.rls._check import refuse_unfit, warn_of_open_views
 from mgf.sqlalchemy.rls._ddl import DropPolicy, GrantPrivileges, grant_only, protect_table
 from mgf.sqlalchemy.rls._declaration import INFO_KEY
 from mgf.sqlalchemy.rls._grants import missing_grants
@@ -16,7 +16,7 @@ from mgf.sqlalchemy.rls._names import PUBLIC, check_name
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan, Settings
 from mgf.sqlalchemy.rls._role import check_roles
-from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map
+from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map, shorten_name
 from mgf.sqlalchemy.rls._state import Protection
 from mgf.sqlalchemy.rls._views import CreateInvokerView, DropInvokerView, missing_views, views_over
 
@@ -107,6 +107,25 @@ def declared_protection(metadata: MetaData) -> Protection:
     )
 
 
+def warn_of_views(connection: Connection, metadata: MetaData) -> None:
+    """Warn of views that no model declares and that show rows past their tables' policies.
+
+    Creating tables warns of them anyway. Of views that are declared `compare_protection` tells.
+
+    Args:
+        connection: to PostgreSQL.
+        metadata: one that is protected.
+
+    Warns:
+        UnprotectedViewWarning: the application's role may read a view for which its owner's
+            rights count, or one that is a copy.
+    """
+    plan = _plan(metadata, connection)
+    default = connection.dialect.default_schema_name
+    known = {shorten_name(view.key, default) for view in plan.views}
+    warn_of_open_views(connection, plan, known=known)
+
+
 def protect_partitions(connection: Connection, metadata: MetaData) -> None:
     """Protect the partitions of a metadata's tables that have no protection yet.
 
@@ -145,7 +164,7 @@ def _after_all(
             for statement in grant_only(_plan(metadata, connection).view(view).grants):
                 connection.execute(statement)
     if is_protected and _is_live(connection):
-        warn_of_views(connection, _plan(metadata, connection))
+        warn_of_open_views(connection, _plan(metadata, connection))
 
 
 @event.listens_for(MetaData, "before_drop")
@@ -175,7 +194,7 @@ def _after_table(
     if INFO_KEY in table.metadata.info and not _is_metadata_operation:
         _emit(table.metadata, connection, [table])
         if _is_live(connection):
-            warn_of_views(connection, _plan(table.metadata, connection))
+            warn_of_open_views(connection, _plan(table.metadata, connection))
 
 
 def _check_before(metadata: MetaData, connection: Connection) -> None:

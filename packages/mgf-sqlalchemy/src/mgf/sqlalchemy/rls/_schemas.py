@@ -37,13 +37,12 @@ def shorten_name(name: RelationName, default: str | None) -> RelationName:
 def shorten_table(protection: TableProtection, default: str | None) -> TableProtection:
     """Write the default schema as None wherever it stands."""
     schema, _ = shorten_name(protection.key, default)
-    parent = protection.partition_of
     return replace(
         protection,
         schema=schema,
         grants=tuple(replace(one, schema=schema) for one in protection.grants),
         policies=tuple(replace(one, schema=schema) for one in protection.policies),
-        partition_of=None if parent is None else shorten_name(parent, default),
+        parents=tuple(shorten_name(one, default) for one in protection.parents),
     )
 
 

@@ -142,6 +142,8 @@ class Grant(_Readable):
         kind: what the object is: TABLE (views included), SEQUENCE, SCHEMA or DATABASE.
         column: the object is the sequence behind this column of the table `on`, whatever
             PostgreSQL called it. Makes `kind` a SEQUENCE.
+        grantable: not the privileges, but that the role may give them to others: WITH GRANT
+            OPTION. A GRANT of it gives the privileges too, a REVOKE leaves them.
 
     Raises:
         AppConfigError: a privilege that does not exist, or a name that is blank or too long.
@@ -153,6 +155,7 @@ class Grant(_Readable):
     to: str = field(kw_only=True)
     kind: GrantKind = field(default="TABLE", kw_only=True)
     column: str | None = field(default=None, kw_only=True)
+    grantable: bool = field(default=False, kw_only=True)
 
     def __init__(
         self,
@@ -163,6 +166,7 @@ class Grant(_Readable):
         schema: str | None = None,
         kind: GrantKind = "TABLE",
         column: str | None = None,
+        grantable: bool = False,
     ) -> None:
         on_schema, name = relation_name(on, schema)
         values: dict[str, Any] = {
@@ -172,6 +176,7 @@ class Grant(_Readable):
             "to": read_roles(to)[0],
             "kind": kind if column is None else "SEQUENCE",
             "column": column,
+            "grantable": grantable,
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -199,7 +204,9 @@ class TableProtection(_Sorted):
         policies: on the table, sorted by their names.
         grants: on the table and on the sequences behind its columns, to others than the owner.
         indexed: columns that lead an index; of a declaration, those that have to.
-        partition_of: schema and name of the table that this is a partition or child of.
+        parents: schema and name of each table that has this one's rows too: the one that it is a
+            partition of, or those that it inherits from.
+        owner: who owns it; None of what is declared. It does not count when two are compared.
     """
 
     name: str
@@ -209,7 +216,8 @@ class TableProtection(_Sorted):
     policies: tuple[Policy, ...] = field(default=(), kw_only=True)
     grants: tuple[Grant, ...] = field(default=(), kw_only=True)
     indexed: tuple[str, ...] = field(default=(), kw_only=True)
-    partition_of: RelationName | None = field(default=None, kw_only=True)
+    parents: tuple[RelationName, ...] = field(default=(), kw_only=True)
+    owner: str | None = field(default=None, kw_only=True, compare=False)
 
     @property
     def key(self) -> RelationName:
@@ -271,6 +279,10 @@ def _place(thing: Any) -> tuple[str, ...]:
     return thing.schema or "", getattr(thing, "on", None) or thing.name
 
 
+def _key(name: RelationName) -> tuple[str, str]:
+    return name[0] or "", name[1]
+
+
 _ORDER: dict[str, Callable[[Any], Any]] = {
     "policies": lambda policy: policy.name,
     "grants": lambda grant: (
@@ -278,9 +290,11 @@ _ORDER: dict[str, Callable[[Any], Any]] = {
         *_place(grant),
         grant.column or "",
         grant.to,
+        grant.grantable,
     ),
     "indexed": str,
-    "reads": lambda key: (key[0] or "", key[1]),
+    "parents": _key,
+    "reads": _key,
     "tables": _place,
     "views": _place,
 }

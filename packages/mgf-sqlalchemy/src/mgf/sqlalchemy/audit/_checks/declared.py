@@ -123,7 +123,8 @@ def _grant(one: Difference, label: str) -> Finding:
         "grant-undeclared",
         "warning",
         label,
-        f"{one.there.to} has {', '.join(one.there.privileges)}, which is not declared: a bug can "
+        f"{one.there.to} has {', '.join(one.there.privileges)}"
+        f"{' WITH GRANT OPTION' if one.there.grantable else ''}, which is not declared: a bug can "
         "do more than it should",
         f"{RevokePrivileges(one.there)};",
     )

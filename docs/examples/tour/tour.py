@@ -23,20 +23,26 @@ import httpx
 import uvicorn
 from app import create_app
 from database import EVERYTHING, WHO_AM_I, prepare, run_sql
+from pydantic import SecretStr
+from settings import Settings
 from sqlalchemy.exc import SQLAlchemyError
 from steps import (
     ACME,
     BOLT,
     FORGOTTEN,
-    REQUIRED,
     TRUTH,
-    Step,
+    Call,
+    Statement,
     Tenant,
+    charge,
+    false_tokens,
     foreign_rows,
+    make_token,
+    mistakes,
     own_rows,
 )
 
-from mgf.common.exceptions import AppError
+from mgf.common.exceptions import AppError, OperationError
 from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from sqlalchemy import URL
+    from steps import Answer
 
 
 def main(arguments: list[str]) -> int:
@@ -72,15 +79,25 @@ def interrupt(_signal: int, _frame: object) -> None:
 
 
 def run(*, serve: bool, port: int) -> int:
+    key = secrets.token_hex()
     with TemporaryPostgres() as server:
         app_url = prepare(server.url, secrets.token_hex())
-        with serving(create_app(app_url), port) as address:
+        with serving(create_app(make_settings(app_url, key)), port) as address:
             version = ".".join(map(str, server.version))
             print(f"PostgreSQL {version} on 127.0.0.1:{server.port}, the service on {address}")
-            result = report(take_tour(server.url, app_url, address))
+            result = report(take_tour(server.url, app_url, address, key))
             if serve and result == 0:
-                keep_running(address)
+                keep_running(address, key)
     return result
+
+
+def make_settings(app: URL, key: str) -> Settings:
+    """Return what a real service reads from its environment."""
+    return Settings(
+        database_url=SecretStr(app.render_as_string(hide_password=False)),
+        token_key=SecretStr(key),
+        token_algorithm="HS256",
+    )
 
 
 @contextmanager
@@ -89,32 +106,47 @@ def serving(app: FastAPI, port: int = 0) -> Generator[str]:
     with socket.create_server(("127.0.0.1", port)) as listener:
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         server = uvicorn.Server(config)
-        thread = Thread(target=server.run, args=([listener],))
+
+        def run() -> None:
+            # How uvicorn ends when the application does not start; it has printed why.
+            with suppress(SystemExit):
+                server.run([listener])
+
+        thread = Thread(target=run)
         thread.start()
         try:
-            # It listens already: the first request waits until the application has started.
+            while not server.started:
+                if not thread.is_alive():
+                    raise OperationError("the service did not start; its reason stands above")
+                time.sleep(0.01)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
 
 
-def take_tour(owner: URL, app: URL, address: str) -> list[str]:
+def take_tour(owner: URL, app: URL, address: str, key: str) -> list[str]:
     """Take every step, print each answer, and return those that break the isolation.
 
     Args:
         owner: a superuser's URL of a database that `prepare` made and nobody has used.
         app: the URL that the service at `address` connects with.
         address: where the service is.
+        key: what tokens are signed with.
     """
+    acme, bolt = make_token(key, ACME), make_token(key, BOLT)
     leaks = check_role(app)
-    leaks += take_steps(address, own_rows(1, ("Ann", "Ben", "Cleo")), "Acme, own rows", ACME)
-    leaks += take_steps(address, own_rows(4, ("Dora", "Emil", "Finn")), "Bolt, own rows", BOLT)
-    leaks += take_steps(address, foreign_rows(1, BOLT, 4), "Acme against Bolt", ACME)
-    leaks += take_steps(address, foreign_rows(4, ACME, 1), "Bolt against Acme", BOLT)
-    leaks += take_steps(address, [FORGOTTEN], "No tenant")
-    with serving(create_app(app, require_tenant=True)) as strict:
-        leaks += take_steps(strict, [REQUIRED])
+    leaks += call(address, own_rows(1, ("Ann", "Ben", "Cleo")), "Acme, own rows", acme)
+    leaks += call(address, own_rows(4, ("Dora", "Emil", "Finn")), "Bolt, own rows", bolt)
+    leaks += call(address, charge(1), "Acme, in background", acme)
+    leaks += call(address, foreign_rows(1, BOLT, 4), "Acme against Bolt", acme)
+    leaks += call(address, foreign_rows(4, ACME, 1), "Bolt against Acme", bolt)
+    print_title("False tokens", "HTTP")
+    for label, token, answer in false_tokens(key):
+        leaks += call(address, [Call(label, "GET", "/invoices", answer)], "", token)
+    leaks += send(app, mistakes(1, BOLT), "Acme, by mistake", ACME)
+    leaks += send(app, mistakes(4, ACME), "Bolt, by mistake", BOLT)
+    leaks += send(app, FORGOTTEN, "No tenant, by mistake", None)
     return leaks + check_truth(owner)
 
 
@@ -140,53 +172,71 @@ def check_role(app: URL) -> list[str]:
     return [f"row-level security of the table invoice does not hold the role {role.rolname}"]
 
 
-def take_steps(
-    address: str, steps: list[Step], title: str = "", tenant: Tenant | None = None
-) -> list[str]:
-    if title:
-        print(f"\n{title:23}HTTP  PostgreSQL's answer")
+def call(address: str, calls: list[Call], title: str, token: str | None) -> list[str]:
+    """Call the service over HTTP."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    print_title(title, "HTTP")
     leaks: list[str] = []
-    headers = {} if tenant is None else {"X-Tenant-Id": str(tenant.id)}
     with httpx.Client(trust_env=False, base_url=address, headers=headers) as client:
-        for step in steps:
-            status, answer = step.take(client)
-            line = f"  {step.label:21}{status:4}  {answer}"
-            print(textwrap.fill(line, 100, subsequent_indent=" " * 29))
-            if (status, answer) != step.expected:
-                wanted = "{}, {}".format(*step.expected)
-                leaks.append(f"{title}, {step.label}: {status}, {answer}; not: {wanted}")
+        for one in calls:
+            leaks += check(title, one.label, one.take(client), one.expected)
     return leaks
+
+
+def send(app: URL, statements: list[Statement], title: str, tenant: Tenant | None) -> list[str]:
+    """Send SQL as the service, in the tenant's scope."""
+    print_title(title, "SQLSTATE")
+    leaks: list[str] = []
+    for one in statements:
+        leaks += check(title, one.label, one.take(app, tenant), one.expected)
+    return leaks
+
+
+def print_title(title: str, code: str) -> None:
+    if title:
+        print(f"\n{title:23}{code}")
+
+
+def check(title: str, label: str, answer: Answer, expected: Answer) -> list[str]:
+    """Print an answer, and return it as a leak unless it is the expected one."""
+    code, text = answer
+    line = f"  {label:21}{code!s:5}  {text}".rstrip()
+    print(textwrap.fill(line, 100, subsequent_indent=" " * 30))
+    if answer == expected:
+        return []
+    step = ", ".join(filter(None, (title, label)))
+    return [f"{step}: {code}, {text}; not: {expected[0]}, {expected[1]}"]
 
 
 def check_truth(owner: URL) -> list[str]:
     """Compare what the database holds with what it should."""
     names = {tenant.id: tenant.name for tenant in (ACME, BOLT)}
     truth = [
-        (row.id, names[row.tenant_id], row.customer, row.amount)
+        (row.id, names[row.tenant_id], row.customer, row.amount, row.late_fee)
         for row in run_sql(owner, EVERYTHING)
     ]
-    print("\nThe truth, as the superuser sees it\n  invoice  tenant  customer  amount")
-    for invoice, tenant, customer, amount in truth:
-        print(f"  {invoice:<7}  {tenant:6}  {customer:8}  {amount:6}")
+    print("\nThe truth, as the superuser sees it\n  invoice  tenant  customer  amount  late fee")
+    for invoice, tenant, customer, amount, fee in truth:
+        print(f"  {invoice:<7}  {tenant:6}  {customer:8}  {amount:6}  {fee or '-':>8}")
     if truth == TRUTH:
         return []
     return [f"the database holds other rows than those that their tenants wrote: {truth}"]
 
 
-def keep_running(address: str) -> None:
+def keep_running(address: str, key: str) -> None:
     """Say how to call the service, and return at Ctrl-C or SIGTERM."""
     with suppress(KeyboardInterrupt):
         print(f"\nThe service goes on. It describes itself: {address}/docs\nTry, for instance:")
-        for tenant, other in ((ACME, BOLT), (BOLT, ACME)):
-            for_other = f'{{"customer": "Eve", "amount": 1, "tenant_id": "{other.id}"}}'
+        for tenant, other, foreign in ((ACME, BOLT, 4), (BOLT, ACME, 1)):
+            name = tenant.name.upper()
+            authorization = f'-H "Authorization: Bearer ${name}"'
             print(
-                f"\n  # as {tenant.name}: read all, then write into {other.name}'s\n"
-                f"  curl -H 'X-Tenant-Id: {tenant.id}' {address}/invoices\n"
-                f"  curl -H 'X-Tenant-Id: {tenant.id}' -H 'Content-Type: application/json' \\\n"
-                f"      -d '{for_other}' \\\n"
-                f"      {address}/invoices"
+                f"\n  # as {tenant.name}: read all, then {other.name}'s\n"
+                f"  {name}={make_token(key, tenant)}\n"
+                f"  curl {authorization} {address}/invoices\n"
+                f"  curl {authorization} {address}/invoices/{foreign}"
             )
-        print("\nCtrl-C ends it.", flush=True)
+        print("\nThe tokens hold for 12 hours. Ctrl-C ends it.", flush=True)
         while True:
             # Not an endless wait for an event: on Windows no Ctrl-C would end that.
             time.sleep(1)

@@ -1,0 +1,364 @@
+"""Drive a service with hundreds of clients while backends are killed and clients disconnect.
+
+    uv run python tests/benchmarks/serve.py [--clients 200] [--requests 100000] [--seconds 60]
+
+First, in peace: what a request of the library's session costs against one of a hand-written
+dependency with a plain session, in turns. Then the load, under faults. Exit code 1 when a response
+held a foreign row, a commit that was answered is lost, a request got a 500, or a connection stayed
+checked out or in a transaction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what pytest's `pythonpath` says
+
+from harness.faults import KILL, KILL_ONE, OPEN_TRANSACTIONS, Ledger
+from harness.servers import dsn, new_database, run_sql
+from harness.tenants import APP_PASSWORD, make_world
+from mgf.sqlalchemy.testing import TemporaryPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from sqlalchemy import URL
+
+TENANTS = 100
+ROWS = 20  # of each tenant, before the first request
+# Seconds that a client waits for an answer.
+PATIENCE = 30.0
+# Seconds between two faults, and what is drawn how often.
+PEACE = (0.2, 1.0)
+FAULTS = {"kill_one": 20, "kill_all": 4, "restart": 1}
+# What clients do, and how often.
+ACTS = {"read": 60, "write": 30, "leave": 10}
+# Seconds after which a client leaves that does.
+LEAVES_WITHIN = 0.2
+# In peace.
+PEACEFUL_CLIENTS = 10
+
+
+class Answer(NamedTuple):
+    status: int
+    body: Any
+
+
+class Connection:
+    """One keep-alive connection of a client: HTTP/1.1, as much of it as uvicorn speaks here."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, request: str, tenant: UUID | None = None) -> asyncio.StreamReader:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        headers = "" if tenant is None else f"X-Tenant-Id: {tenant}\r\n"
+        writer.write(f"{request} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
+        await writer.drain()
+        return reader
+
+    async def ask(self, request: str, tenant: UUID | None = None) -> Answer:
+        async with asyncio.timeout(PATIENCE):
+            reader = await self.send(request, tenant)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+            body = await reader.readexactly(length)
+        is_json = "json" in head.partition("content-type: ")[2].partition("\r\n")[0]
+        return Answer(int(head.split(" ", 2)[1]), json.loads(body) if is_json else body)
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+@dataclass
+class Load:
+    """Clients that read, write and leave, and what they were told."""
+
+    port: int
+    dice: random.Random
+    numbers: Iterator[int]
+    deadline: float
+    tenants: list[UUID]
+    ledger: Ledger = field(default_factory=Ledger)
+    answers: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+    async def client(self) -> None:
+        connection = Connection(self.port)
+        for _ in self.numbers:
+            if time.monotonic() > self.deadline:
+                break
+            (act,) = self.dice.choices(list(ACTS), list(ACTS.values()))
+            started = time.monotonic()
+            try:
+                answer = await getattr(self, act)(connection, self.dice.choice(self.tenants))
+            except (OSError, EOFError, TimeoutError) as exc:
+                # A timeout is one too: no server is that slow.
+                self.answers[type(exc).__name__] += 1
+                connection.close()
+                continue
+            if answer is not None:
+                self._note(answer, time.monotonic() - started)
+        connection.close()
+
+    async def read(self, connection: Connection, tenant: UUID) -> Answer:
+        answer = await connection.ask("GET /notes", tenant)
+        if answer.status == 200:
+            self.ledger.foreign += [note for owner, note in answer.body if UUID(owner) != tenant]
+        return answer
+
+    async def write(self, connection: Connection, tenant: UUID) -> Answer:
+        note = self.ledger.open(tenant)
+        self.ledger.committing.add(note)
+        answer = await connection.ask(f"POST /notes/{note}", tenant)
+        if answer.status == 201:
+            self.ledger.committed.add(note)
+        return answer
+
+    async def leave(self, connection: Connection, tenant: UUID) -> None:
+        """Leave in the middle of a query, or of a write."""
+        note = self.ledger.open(tenant)
+        self.ledger.committing.add(note)
+        await connection.send(self.dice.choice(["GET /slow", f"POST /notes/{note}"]), tenant)
+        await asyncio.sleep(self.dice.uniform(0, LEAVES_WITHIN))
+        connection.close()
+        self.answers["left"] += 1
+
+    def _note(self, answer: Answer, seconds: float) -> None:
+        code = answer.body.get("code", "") if isinstance(answer.body, dict) else ""
+        self.answers[f"{answer.status} {code}".strip()] += 1
+        if answer.status < 300:
+            self.seconds.append(seconds)
+
+
+@dataclass
+class Faults:
+    postgres: TemporaryPostgres
+    owner: URL
+    dice: random.Random
+    injected: Counter[str] = field(default_factory=Counter)
+
+    async def inject(self, is_over: asyncio.Event) -> None:
+        while not is_over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(is_over.wait(), self.dice.uniform(*PEACE))
+            (name,) = self.dice.choices(list(FAULTS), list(FAULTS.values()))
+            await getattr(self, name)()
+            self.injected[name] += 1
+
+    async def kill_one(self) -> None:
+        await run_sql(self.owner, KILL_ONE)
+
+    async def kill_all(self) -> None:
+        await run_sql(self.owner, KILL)
+
+    async def restart(self) -> None:
+        await asyncio.to_thread(self.postgres.stop)
+        await asyncio.to_thread(self.postgres.start)
+
+
+async def compare(port: int, tenants: list[UUID], *, turns: int, requests: int) -> dict[str, str]:
+    """Return what a request costs, in the service's processor time and in the client's."""
+    costs: dict[str, list[tuple[float, float]]] = {"/plain": [], "/notes": []}
+    for turn in range(turns + 1):
+        for path, taken in costs.items():
+            cost = await _turn(port, path, tenants, requests)
+            if turn > 0:  # the first one makes the connections
+                taken.append(cost)
+    told = {}
+    for name, which in (("processor", 0), ("wall", 1)):
+        plain = [cost[which] for cost in costs["/plain"]]
+        scoped = [cost[which] for cost in costs["/notes"]]
+        ratios = [one / other for one, other in zip(scoped, plain, strict=True)]
+        told[name] = (
+            f"plain session {statistics.median(plain) * 1e6:.0f} us, "
+            f"scoped {statistics.median(scoped) * 1e6:.0f} us, "
+            f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    return told
+
+
+async def _turn(port: int, path: str, tenants: list[UUID], requests: int) -> tuple[float, float]:
+    async def client() -> None:
+        connection = Connection(port)
+        for number in range(requests // PEACEFUL_CLIENTS):
+            answer = await connection.ask(f"GET {path}", tenants[number % len(tenants)])
+            assert (answer.status, len(answer.body)) == (200, ROWS), answer
+        connection.close()
+
+    before = await figures(port)
+    started = time.monotonic()
+    await asyncio.gather(*(client() for _ in range(PEACEFUL_CLIENTS)))
+    wall = time.monotonic() - started
+    processor = (await figures(port))["processor"] - before["processor"]
+    return processor / requests, wall / requests
+
+
+async def figures(port: int) -> dict[str, float]:
+    connection = Connection(port)
+    answer = await connection.ask("GET /figures")
+    connection.close()
+    found: dict[str, float] = answer.body
+    return found
+
+
+async def ask_health(port: int, is_over: asyncio.Event) -> Counter[str]:
+    """Ask again and again if the service is ready, as an orchestrator does."""
+    states: Counter[str] = Counter()
+    connection = Connection(port)
+    while not is_over.is_set():
+        answer = await connection.ask("GET /health/ready")
+        states[answer.body["status"]] += 1
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_over.wait(), 0.5)
+    connection.close()
+    return states
+
+
+async def left_behind(port: int, owner: URL, *, patience: float = 30) -> dict[str, int]:
+    """Return what is left when nothing is, or after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    connection = await asyncpg.connect(dsn(owner))
+    try:
+        while True:
+            left = {
+                "checked out": int((await figures(port))["checked_out"]),
+                "open transactions": await connection.fetchval(OPEN_TRANSACTIONS),
+            }
+            if not any(left.values()) or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.05)
+    finally:
+        await connection.close()
+
+
+async def make_database(postgres: TemporaryPostgres, tenants: list[UUID]) -> URL:
+    owner = await new_database(postgres.url)
+    await make_world(owner)
+    names = ", ".join(f"('{tenant}'::uuid)" for tenant in tenants)
+    await run_sql(
+        owner,
+        "CREATE INDEX ON invoice (tenant_id, id)",
+        f"INSERT INTO invoice (tenant_id, note) SELECT tenant, gen_random_uuid()"
+        f" FROM (VALUES {names}) AS t (tenant), generate_series(1, {ROWS})",
+        "CREATE TABLE plain_invoice (LIKE invoice INCLUDING ALL)",
+        "INSERT INTO plain_invoice OVERRIDING SYSTEM VALUE SELECT * FROM invoice",
+        "GRANT SELECT ON plain_invoice TO app",
+        "ANALYZE",
+    )
+    return owner
+
+
+@asynccontextmanager
+async def serving(url: URL) -> AsyncGenerator[int]:
+    """Start the service, yield its port, and end it."""
+    program = Path(__file__).with_name("served.py")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, program, url.render_as_string(hide_password=False)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield int(await process.stdout.readline())
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def drive(postgres: TemporaryPostgres, options: argparse.Namespace) -> int:
+    dice = random.Random(options.seed)
+    tenants = [UUID(int=dice.getrandbits(128)) for _ in range(TENANTS)]
+    owner = await make_database(postgres, tenants)
+    app = owner.set(
+        drivername=f"postgresql+{options.driver}", username="app", password=APP_PASSWORD
+    )
+    async with serving(app) as port:
+        compared = await compare(port, tenants, turns=options.turns, requests=options.per_turn)
+        for name, told in compared.items():
+            print(f"{name} time of a request: {told}", flush=True)
+        started = time.monotonic()
+        load = Load(port, dice, iter(range(options.requests)), started + options.seconds, tenants)
+        faults = Faults(postgres, owner, random.Random(f"{options.seed}.faults"))
+        is_over = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            # Not cancelled: a server that is being restarted has to come back.
+            group.create_task(faults.inject(is_over))
+            health = group.create_task(ask_health(port, is_over))
+            await asyncio.gather(*(load.client() for _ in range(options.clients)))
+            is_over.set()
+        elapsed = time.monotonic() - started
+        left = await left_behind(port, owner)
+    audit = await load.ledger.audit(owner)
+    return report(load, faults, health.result(), elapsed, {**audit._asdict(), **left})
+
+
+def report(
+    load: Load, faults: Faults, health: Counter[str], elapsed: float, wrong: dict[str, int]
+) -> int:
+    # One answer alone has no quantiles.
+    cuts = statistics.quantiles([*load.seconds, *load.seconds] or [0, 0], n=100)
+    wrong["status 500"] = sum(
+        count for answer, count in load.answers.items() if answer.startswith("500")
+    )
+    books: dict[str, Any] = {
+        "seconds": round(elapsed),
+        "faults": dict(faults.injected),
+        "requests per second": round(load.answers.total() / elapsed),
+        "p50": f"{cuts[49] * 1000:.0f} ms",
+        "p99": f"{cuts[98] * 1000:.0f} ms",
+        "answers": dict(load.answers.most_common()),
+        "readiness": dict(health),
+        "committed": len(load.ledger.committed),
+        "in doubt": len(load.ledger.in_doubt),
+        **wrong,
+    }
+    print(", ".join(f"{name} {value}" for name, value in books.items()))
+    return int(any(wrong.values()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--turns", type=int, default=10, help="of the comparison in peace")
+    parser.add_argument("--per-turn", type=int, default=500, help="requests of each kind")
+    parser.add_argument("--driver", choices=("asyncpg", "psycopg"), default="asyncpg")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    print(f"seed {options.seed}, driver {options.driver}, {options.clients} clients", flush=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TemporaryPostgres(data_dir=Path(folder) / "data", port=port) as postgres,
+    ):
+        return asyncio.run(drive(postgres, options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
