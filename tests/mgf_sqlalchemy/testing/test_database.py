@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -177,6 +178,13 @@ def test_a_database_is_dropped_while_programs_are_connected(admin: URL) -> None:
         with pytest.raises(psycopg.OperationalError):
             left.execute("SELECT 1")
         left.close()
+
+
+def test_a_login_that_may_end_no_connection_waits_for_those_that_are_closing(login: URL) -> None:
+    with Schema().template(login) as template, template.copy() as database:
+        closing = threading.Timer(0.5, psycopg.connect(plain(database.app_url)).close)
+        closing.start()
+    closing.join()
 
 
 def test_a_schema_that_fails_leaves_nothing(admin: URL) -> None:
