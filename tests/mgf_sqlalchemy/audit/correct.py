@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, Uuid
 
 from harness.schemas import Database, refers_to, tenant_id
-from mgf.sqlalchemy.audit import audit_connection
+from mgf.sqlalchemy.audit import audit_connection, probe_connection
 from mgf.sqlalchemy.rls import (
     child_table,
     ensure_app_role,
@@ -98,6 +98,9 @@ class Correct:
 
     def audit(self, **options: Any) -> Report:
         return audit_connection(self.database.owner, **{"role": self.role, **options})
+
+    def probe(self, **options: Any) -> Report:
+        return probe_connection(self.database.owner, **{"role": self.role, **options})
 
     def ids(self, **options: Any) -> set[str]:
         """Return the ids of what counts, but for the age of the server."""
