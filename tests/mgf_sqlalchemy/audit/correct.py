@@ -10,7 +10,7 @@ from mgf_sqlalchemy.audit.documented import SEVERITIES
 from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, Uuid
 
 from harness.schemas import Database, refers_to, tenant_id
-from mgf.sqlalchemy.audit import audit_connection
+from mgf.sqlalchemy.audit import audit_connection, probe_connection
 from mgf.sqlalchemy.rls import (
     child_table,
     ensure_app_role,
@@ -101,6 +101,9 @@ class Correct:
         report = audit_connection(self.database.owner, **{"role": self.role, **options})
         assert [one for one in report.findings if one.severity not in SEVERITIES[one.id]] == []
         return report
+
+    def probe(self, **options: Any) -> Report:
+        return probe_connection(self.database.owner, **{"role": self.role, **options})
 
     def ids(self, **options: Any) -> set[str]:
         """Return the ids of what counts, but for the age of the server."""

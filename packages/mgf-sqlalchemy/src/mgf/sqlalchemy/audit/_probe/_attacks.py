@@ -34,6 +34,8 @@ _NO_SETTING = "42704"
 _DIVISION_BY_ZERO = "22012"
 _NOT_SUPPORTED = "0A000"
 _UNIQUE_VIOLATION = "23505"
+# lock_not_available, query_canceled: what comes after would wait as long.
+_HOPELESS = ("55P03", "57014")
 
 # No UUID, nor anything else that a setting is cast to.
 _NONSENSE = "no tenant; 100 %"
@@ -93,12 +95,16 @@ class Field:
             self.session.scalar(f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {where})")  # noqa: S608
         )
 
-    def refusal(self, tenant: str | None, *statements: str) -> DBAPIError | None:
-        """Run statements of the role, undo them, and return the error that the last one gave."""
+    def refusal(self, tenant: str | None, statement: str) -> DBAPIError | None:
+        """Run a statement of the role, undo it, and return the error that it gave.
+
+        Raises:
+            CannotSeedError: an INSERT made no row, and gave no error either.
+        """
         try:
             with self.session.trial(tenant):
-                for one in statements:
-                    self.session.run(one)
+                if self.session.run(statement).rowcount == 0 and statement.startswith("INSERT"):
+                    raise CannotSeedError("an INSERT made no row: a trigger or rule saw to it")
         except DBAPIError as error:
             failure(error)
             return error
@@ -199,18 +205,17 @@ def insert_unscoped(field: Field, target: Target) -> Outcome:
     """A row is written for a tenant while none is set."""
     if not target.may("INSERT"):
         return NOT_APPLICABLE
-    tenant = field.tenants[0]
-    error = field.refusal("", _insert(field, target, tenant))
-    if error is not None and _is_closed(failure(error)):
-        return HELD
-    return _verdict(error, "a row is written for a tenant while none is set")
+    for given in _variants(field, target):
+        error = field.refusal("", _insert(field, target, field.tenants[0], given=given))
+        if error is None or not _is_closed(failure(error)):
+            return _verdict(error, "a row is written for a tenant while none is set")
+    return HELD
 
 
 def _inserts(field: Field, target: Target, returning: str) -> Outcome:
     if not target.may("INSERT"):
         return NOT_APPLICABLE
-    variants: list[Values | None] = [None, *field.seeder.variants[target.relation.oid]]
-    for (tenant, other), given in product(field.pairs, variants):
+    for (tenant, other), given in product(field.pairs, _variants(field, target)):
         statement = _insert(field, target, other, returning, given)
         error = field.refusal(tenant, statement)
         outcome = _verdict(error, "a tenant writes a row for another one")
@@ -221,15 +226,19 @@ def _inserts(field: Field, target: Target, returning: str) -> Outcome:
     return HELD
 
 
+def _variants(field: Field, target: Target) -> list[Values | None]:
+    """Return the values that rows are tried with: any, and those that a policy lets through."""
+    return [None, *field.seeder.variants[target.relation.oid]]
+
+
 def _landed(field: Field, target: Target, pair: tuple[str, str], statement: str) -> Outcome | None:
     """Return that an INSERT made no row for the other: a trigger or rule saw to it."""
     tenant, other = pair
     count = f"SELECT count(*) FROM {target.sql} WHERE {target.rows_of(other)}"  # noqa: S608
     counts = list[int]()
-    for statements in ((), (statement,)):
+    for one in ("SELECT", statement):
         with field.session.trial(tenant):
-            for one in statements:
-                field.session.run(one)
+            field.session.run(one)
             field.session.become(other, role=field.session.login)
             counts.append(field.session.scalar(count))
     return HELD if counts[0] == counts[1] else None
@@ -271,9 +280,9 @@ def upsert(field: Field, target: Target) -> Outcome:
         }
         if target.column is not None and target.column not in key:
             values[target.column] = tenant
-        updated = next(
-            (one for one in (*key, *values) if _is_updated(target.shape.slots[one])), None
-        )
+        # A column that is in no key, as far as there is one: the others' keys say nothing here.
+        names = sorted(values, key=lambda one: one in key or one == target.column)
+        updated = next((one for one in names if _is_updated(target.shape.slots[one])), None)
         if updated is None:
             return NOT_APPLICABLE
         columns = ", ".join(target.shape.slots[name].sql for name in key)
@@ -419,7 +428,7 @@ def truncate(field: Field, target: Target) -> Outcome:
 
 def copy(field: Field, target: Target) -> Outcome:
     """COPY TO gives the other's rows."""
-    columns = [name for name, slot in target.shape.slots.items() if slot.readable]
+    columns = target.copied
     for tenant, other in field.pairs:
         own, others = target.copies(tenant), target.copies(other)
         with field.session.trial(tenant):
@@ -466,21 +475,21 @@ def prepared(field: Field, target: Target) -> Outcome:
     It has no parameters and is planned once; that plan is what a driver's cache keeps, too.
     """
     session = field.session
-    for tenant, other in field.pairs:
-        query = f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {target.rows_of(tenant)})"  # noqa: S608
-        try:
-            with session.trial(tenant):
-                session.run("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
-                session.run(f"PREPARE {_STATEMENT} AS {query}")
-                if not session.scalar(f"EXECUTE {_STATEMENT}"):
-                    return not_proven("the statement shows a tenant nothing")
-                session.become(other)
-                if session.scalar(f"EXECUTE {_STATEMENT}"):
-                    return leaked("a prepared statement gives one tenant's rows to another")
-        finally:
-            # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
-            if session.scalar(_IS_PREPARED):
-                session.run(f"DEALLOCATE {_STATEMENT}")
+    tenant, other = field.tenants
+    query = f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {target.rows_of(tenant)})"  # noqa: S608
+    try:
+        with session.trial(tenant):
+            session.run("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
+            session.run(f"PREPARE {_STATEMENT} AS {query}")
+            if not session.scalar(f"EXECUTE {_STATEMENT}"):
+                return not_proven("the statement shows a tenant nothing")
+            session.become(other)
+            if session.scalar(f"EXECUTE {_STATEMENT}"):
+                return leaked("a prepared statement gives one tenant's rows to another")
+    finally:
+        # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
+        if session.scalar(_IS_PREPARED):
+            session.run(f"DEALLOCATE {_STATEMENT}")
     return HELD
 
 
@@ -490,16 +499,16 @@ def reused(field: Field, target: Target) -> Outcome:
     Its end is a rollback to a savepoint, which gives settings back as the end of a transaction
     does: another transaction would not see the rows.
     """
-    for tenant in field.tenants:
-        with field.session.trial(tenant):
-            field.sees(target, tenant)
-        try:
-            with field.session.trial(UNTOUCHED):
-                if field.sees(target, *field.tenants):
-                    return leaked("rows of tenants are read on a connection that was given back")
-        except DBAPIError as error:
-            if not _is_closed(failure(error)):
-                raise
+    tenant = field.tenants[0]
+    with field.session.trial(tenant):
+        field.sees(target, tenant)
+    try:
+        with field.session.trial(UNTOUCHED):
+            if field.sees(target, *field.tenants):
+                return leaked("rows of tenants are read on a connection that was given back")
+    except DBAPIError as error:
+        if not _is_closed(failure(error)):
+            raise
     return HELD
 
 
@@ -554,6 +563,9 @@ def attack(field: Field, target: Target) -> dict[str, Outcome]:
     """Make all attacks on a relation, and return how each went."""
     found: dict[str, Outcome] = {}
     for name, one in _ATTACKS.items():
+        if any(each.reason.startswith(_HOPELESS) for each in found.values()):
+            found[name] = next(each for each in found.values() if each.result == "not_proven")
+            continue
         if target.is_view and name not in _READING and name != "own-read":
             found[name] = NOT_APPLICABLE
             continue
@@ -577,7 +589,8 @@ def attempt(field: Field, target: Target, one: Callable[[Field, Target], Outcome
     try:
         return one(field, target)
     except DBAPIError as error:
-        return not_proven(explain(error))
+        reason = explain(error)
+        return not_proven(target.reason or reason)
     except CannotSeedError as error:
         return not_proven(str(error))
 

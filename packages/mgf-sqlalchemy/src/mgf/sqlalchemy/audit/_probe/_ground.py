@@ -48,16 +48,9 @@ class Ground:
                 found[parent].append(relation.oid)
         return found
 
-    def above(self, oid: int) -> Iterator[int]:
-        """Yield what a relation is a partition or child of, nearest first."""
-        for parent in self.relations[oid].parents:
-            if parent in self.relations:
-                yield parent
-                yield from self.above(parent)
-
     def leaves(self, oid: int) -> Iterator[int]:
         """Yield the partitions that have rows themselves."""
-        for child in self.children[oid]:
+        for child in self.children.get(oid, ()):
             if self.relations[child].kind == "p":
                 yield from self.leaves(child)
             else:

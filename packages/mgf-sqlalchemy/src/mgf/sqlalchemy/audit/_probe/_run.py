@@ -11,12 +11,12 @@ from sqlalchemy.exc import DBAPIError
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._probe._attacks import ATTACKS, Field, attack, look_unset
 from mgf.sqlalchemy.audit._probe._control import NoControlError, make_control, missed
-from mgf.sqlalchemy.audit._probe._materialized import attack_copy
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
 from mgf.sqlalchemy.audit._probe._roles import attack_as, roles_to_become
 from mgf.sqlalchemy.audit._probe._seeding import Author, Seeder
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, Session, explain
 from mgf.sqlalchemy.audit._probe._survey import named_tenants, survey, targets
+from mgf.sqlalchemy.audit._probe._unprotected import attack_unprotected
 from mgf.sqlalchemy.audit._probe._witness import add_witnesses
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ class Run:
     def _attack(self, target: Target) -> Outcomes:
         if not target.relation.privileges:
             return dict.fromkeys(ATTACKS, NOT_APPLICABLE)
-        if target.relation.kind == "m":
-            return attack_copy(self._field, target)
+        if target.relation.kind in "mf":
+            return attack_unprotected(self._field, target)
         return attack(self._field, target)
 
     def _of_itself(self) -> Iterator[tuple[str, Outcomes]]:

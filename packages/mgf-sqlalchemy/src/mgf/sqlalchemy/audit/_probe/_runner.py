@@ -14,6 +14,7 @@ from mgf.sqlalchemy.audit._finding import Finding, NotProven, by_rank
 from mgf.sqlalchemy.audit._look import check_reasons, is_ignored, look, names_of
 from mgf.sqlalchemy.audit._probe._findings import leak
 from mgf.sqlalchemy.audit._probe._run import Run
+from mgf.sqlalchemy.audit._probe._session import limit
 from mgf.sqlalchemy.audit._report import Report
 from mgf.sqlalchemy.rls._scratch import scratch
 
@@ -41,7 +42,59 @@ async def probe(
     ignore: Mapping[str, str] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
-    """Attack every relation that has tenants' rows, as the application's role."""
+    """Attack every relation that has tenants' rows, live, as the application's role.
+
+    All of it is one transaction, or a savepoint in an open one, that is rolled back. First, rows
+    of two tenants that nobody else has are put in: by the login, where it is another one than
+    the role, else by the role, as far as policies let each tenant write its own. Then the role
+    reads, writes, moves and removes across tenants, in every way and in both directions, and
+    without a tenant; so it does in views, partitions and as each role that it can become.
+    Nothing is taken for held unless the same statement reached the tenant's own rows, and an
+    open table that is made for it was found open; what was not shown is not proven.
+
+    Made to be run on staging. No row that was there is written: an UPDATE or DELETE without WHERE
+    carries a condition that fails at the first row within its reach, which is what shows a leak.
+    A lock is waited for 1 s, a statement takes 30 s at most, and what takes longer is not proven.
+    What a rollback does not undo stays: sequences go on, tables keep dead rows until they are
+    vacuumed, and triggers fire, so whatever they do outside of the database is done; NOTIFY is
+    not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
+    granted, and REFRESH of a materialized view that the role may read lock everyone out for their
+    own time. Foreign tables are read only, since what is written elsewhere may not be undone, and
+    so are views.
+
+    Only a session that never set a tenant shows what NULL in the setting opens; it is read first,
+    and ``probed["unscoped"]`` is ``"never set"`` then. A pooled connection that was used may have
+    set one, and after that it is ``"reset"``. A connection that is used again is stood for by a
+    rollback to a savepoint, which gives the setting back in the same way.
+
+    In ``Report.probed`` are ``"tenants"``, ``"control"`` (``"caught"``, ``"missed"`` or
+    ``"not_proven"``), ``"unscoped"``, ``"seconds"`` and ``"relations"``: for each relation and
+    ``"role NAME"``, by attack, ``"held"``, ``"leaked"``, ``"not_proven"`` or
+    ``"not_applicable"``, which says that the role has no privilege for it. Takes about 120
+    statements for each table that the role may read and write.
+
+    Args:
+        bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT and in no tenant's scope.
+        role: that the application connects as; the connection's own unless given.
+        metadata: one that is protected (`mgf.sqlalchemy.rls.protect_metadata`); what it declares
+            to be shared is no leak.
+        tenant_column: name of the column that says whose a row is, a UUID or text.
+        setting: that holds the tenant in force.
+        tenants: whose rows may be copied, where made-up values do not fulfil what a table or its
+            triggers ask for.
+        ignore: what to leave out, each with the reason, as for `audit`:
+            ``{"probe-move": "..."}`` or ``{"probe-move public.invoice": "..."}``. It counts for
+            leaks and for what is not proven.
+        progress: is called before each relation and role, with how many are done, how many there
+            are, and its name.
+
+    Raises:
+        AppConfigError: there is no such role, or the login cannot become it; the database is not
+            PostgreSQL; the connection is in AUTOCOMMIT or in a tenant's scope; the metadata is
+            not protected; or a reason is blank.
+        sqlalchemy.exc.DBAPIError: the connection was lost, or a table is locked so that not even
+            its policies can be read (SQLSTATE 55P03).
+    """
     options: dict[str, Any] = {
         "role": role,
         "metadata": metadata,
@@ -78,6 +131,7 @@ def probe_connection(
     started = monotonic()
     is_open = connection.in_transaction()
     with scratch(connection):
+        limit(connection)
         expectation = look(
             connection, role=role, metadata=metadata, tenant_column=tenant_column, setting=setting
         )

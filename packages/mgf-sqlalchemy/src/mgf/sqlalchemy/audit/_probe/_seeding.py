@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
 from mgf.sqlalchemy.audit._probe._solver import solve
-from mgf.sqlalchemy.audit._probe._values import cast, invent
+from mgf.sqlalchemy.audit._probe._values import cast, invent, takes_uuid_text
 from mgf.sqlalchemy.audit._sql import identifier, literal
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Values = dict[str, "str | None"]
 
 # Partitions that are tried until one takes a row.
 _MOST_PARTITIONS = 5
+_LOCKED = "55P03"
 
 
 class Author(NamedTuple):
@@ -83,6 +84,7 @@ class Seeder:
         self._shared: dict[ForeignKey, Values | None] = {}
         self._busy: set[tuple[int, str]] = set()
         self._failed: set[tuple[int, str]] = set()
+        self._scanty: set[int] = set()
         self._author = Author(session.role, is_bound=True)
         self.reasons: dict[tuple[int, str], str] = {}
         self.variants: defaultdict[int, list[Values]] = defaultdict(list)
@@ -146,7 +148,6 @@ class Seeder:
         *,
         given: Values | None = None,
         copied: Values | None = None,
-        full: bool = True,
     ) -> Values:
         """Return values for a new row of a tenant.
 
@@ -155,7 +156,6 @@ class Seeder:
             tenant: whose row.
             given: values that it has to have.
             copied: values of another row, for what need not differ.
-            full: fill in what may be left out, too.
 
         Raises:
             CannotSeedError: there are none.
@@ -164,6 +164,12 @@ class Seeder:
         values: Values = dict(given or {})
         column = self._ground.owned.get(oid)
         if column is not None:
+            slot = shape.slots[column]
+            if slot.base != "uuid" and not takes_uuid_text(slot):
+                raise CannotSeedError(
+                    f"the tenant column {column!r} is of type {slot.type!r}, and the tenants that "
+                    "are made up here are UUIDs"
+                )
             values[column] = tenant
         for key in self._ground.foreign_keys(oid):
             values |= self._referring(oid, tenant, key, values)
@@ -175,7 +181,7 @@ class Seeder:
                 continue
             if copied is not None and name in copied and name not in distinct:
                 values[name] = copied[name]
-            elif not slot.has_default and (full or slot.not_null):
+            elif not slot.has_default and (slot.not_null or oid not in self._scanty):
                 values[name] = invent(slot)
                 if values[name] is None and slot.not_null:
                     raise CannotSeedError(
@@ -192,18 +198,28 @@ class Seeder:
                 return self._put(relation, tenant, values)
             except DBAPIError as error:
                 reason = explain(error)
+                if failure(error) == _LOCKED:
+                    break
         for oid in islice(self._ground.leaves(relation.oid), _MOST_PARTITIONS):
             if relation.kind == "p" and self.seed(oid, tenant) is not None:
                 return None
         raise CannotSeedError(reason)
 
     def _attempts(self, relation: Relation, tenant: str) -> Iterator[Values]:
+        if relation.kind == "f":
+            raise CannotSeedError("a foreign table: what is written elsewhere may not be undone")
         if self._author.role == self._session.role and not self._may_insert(relation):
             raise CannotSeedError(f"{self._session.role!r} has no INSERT on it")
+        if any(
+            self._ground.relations[one].kind == "f" for one in self._ground.leaves(relation.oid)
+        ):
+            return  # only into partitions that are here
         for copied in self._copies(relation, tenant):
             yield self.values(relation.oid, tenant, copied=copied)
+        self._scanty.discard(relation.oid)
         yield self.values(relation.oid, tenant)
-        yield self.values(relation.oid, tenant, full=False)
+        self._scanty.add(relation.oid)
+        yield self.values(relation.oid, tenant)
 
     def _may_insert(self, relation: Relation) -> bool:
         root = self._ground.relations[self._ground.root(relation.oid)]
@@ -211,19 +227,17 @@ class Seeder:
 
     def _put(self, relation: Relation, tenant: str, values: Values) -> None:
         root = self._ground.relations[self._ground.root(relation.oid)]
-        shape = self._ground.shapes[relation.oid]
+        shape = self._ground.shapes[root.oid]
         is_app = self._author.role == self._session.role
         shown = {
             name: slot.sql for name, slot in shape.slots.items() if slot.readable or not is_app
         }
-        columns = ", ".join(f"CAST({one} AS text)" for one in shown.values())
+        columns = ", ".join(f"CAST({one} AS text)" for one in ("ctid", *shown.values()))
         bound = tenant if self._author.is_bound else UNTOUCHED
         statement = insert(root.sql, shape, values)
         try:
             with self._session.trial(bound, role=self._author.role, keep=True):
-                result = self._session.run(
-                    f"{statement} RETURNING tableoid, CAST(ctid AS text), {columns}"
-                )
+                result = self._session.run(f"{statement} RETURNING tableoid, {columns}")
                 returned: list[Any] = [value for row in result for value in row]
                 _check_written(bool(returned))
         except DBAPIError as error:
@@ -243,10 +257,8 @@ class Seeder:
         """Return values for the columns of a foreign key that have none yet."""
         slots = self._ground.shapes[oid].slots
         missing = [name for name in key.columns if name not in values]
-        if key.parent == oid or key.parent in self._ground.above(oid):
-            found = None
-        else:
-            found = self._parent(key, tenant)
+        is_itself = key.parent in (oid, self._ground.root(oid))
+        found = None if is_itself else self._parent(key, tenant)
         if found is not None:
             return {
                 name: found.get(other)

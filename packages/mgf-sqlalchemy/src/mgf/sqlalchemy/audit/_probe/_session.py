@@ -50,9 +50,7 @@ class Session:
         self.setting = setting
 
     def start(self) -> None:
-        """Set the limits, and the savepoint."""
-        limits = {"lock": f"{LOCK_TIMEOUT * 1000:.0f}", "run": f"{STATEMENT_TIMEOUT * 1000:.0f}"}
-        self.connection.execute(_LIMITS, limits)
+        """Set the savepoint."""
         # What is deferred is never checked in a transaction that does not commit.
         self.run("SET CONSTRAINTS ALL IMMEDIATE")
         self.run(f"SAVEPOINT {_SAVEPOINT}")
@@ -104,6 +102,12 @@ class Session:
     def scalar(self, sql: str) -> Any:
         """Return the first value of a statement's first row."""
         return self.run(sql).scalar()
+
+
+def limit(connection: Connection) -> None:
+    """Set the limits for the rest of a transaction."""
+    limits = {"lock": f"{LOCK_TIMEOUT * 1000:.0f}", "run": f"{STATEMENT_TIMEOUT * 1000:.0f}"}
+    connection.execute(_LIMITS, limits)
 
 
 def failure(error: DBAPIError) -> str:

@@ -78,9 +78,18 @@ class Target:
         others = [row for key, rows in self.rows.items() if key != tenant for row in rows]
         return {tenant}.union(*(_tokens(row, others) for row in self.rows[tenant]))
 
+    @property
+    def copied(self) -> list[str]:
+        """The columns that COPY takes: of a table none that is computed."""
+        return [
+            name
+            for name, slot in self.shape.slots.items()
+            if slot.readable and not (slot.generated and self.relation.kind == "r")
+        ]
+
     def copies(self, tenant: str) -> set[str]:
         """Return a tenant's rows as lines of what COPY TO gives, where they are known whole."""
-        shown = [name for name, slot in self.shape.slots.items() if slot.readable]
+        shown = self.copied
         return {
             "\t".join(_escape(row.values[name]) for name in shown)
             for row in self.rows[tenant]
@@ -90,8 +99,8 @@ class Target:
     def _alike(self, rows: Iterable[Row], others: Sequence[Row]) -> str:
         """Return the SQL that is true for rows with values that only some have.
 
-        By values that are nowhere else, whatever the column is called here; and where there are
-        none, by columns of the same name.
+        By values that are nowhere else, whatever the column is called here, and by all columns of
+        the same name together.
         """
         shown = {name: slot.sql for name, slot in self.shape.slots.items() if slot.readable}
         whole = f"CAST(ROW({', '.join(shown.values())}) AS text)"
@@ -99,8 +108,6 @@ class Target:
         for one in rows:
             tokens = sorted(_tokens(one, others))
             found += [f"strpos({whole}, {literal(token)}) > 0" for token in tokens]
-            if tokens:
-                continue
             same = {
                 name: value
                 for name, value in one.values.items()

@@ -90,6 +90,11 @@ def candidates(slot: Slot, conditions: str) -> Iterator[str | None]:
         yield None
 
 
+def takes_uuid_text(slot: Slot) -> bool:
+    """Say whether a UUID fits a column as text."""
+    return slot.category == "S" and (_size(slot.type) or 36) >= 36
+
+
 def _text(slot: Slot) -> str:
     value = f"probe-{token_hex(8)}"
     size = _size(slot.type)
