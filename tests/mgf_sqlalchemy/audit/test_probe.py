@@ -252,13 +252,14 @@ def test_a_locked_table_is_not_waited_for(correct: Correct) -> None:
     assert all("55P03" in one.reason for one in report.not_proven)
 
 
-def test_a_table_that_nobody_may_read_now_is_an_error(correct: Correct) -> None:
+@pytest.mark.parametrize("way", ["probe", "audit"])
+def test_a_table_that_nobody_may_read_now_is_an_error(correct: Correct, way: str) -> None:
     """PostgreSQL locks a table to print its policies."""
     with correct.database.engine.connect() as other:
         other.exec_driver_sql("LOCK TABLE line")
 
         with pytest.raises(DBAPIError) as caught:
-            correct.probe()
+            getattr(correct, way)()
 
     assert sqlstate(caught.value) == "55P03"
 

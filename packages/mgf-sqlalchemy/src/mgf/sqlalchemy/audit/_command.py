@@ -59,6 +59,7 @@ _HINTS: Final = {
     "28000": "check the user of the URL, and the server's pg_hba.conf",
     "3D000": "check the database of the URL",
     "42501": "connect as a role that may do this, or GRANT it",
+    "55P03": "another session alters or locks a table; try again when it has ended",
 }
 
 _DESCRIPTION = """\

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy import text
+
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._catalog import read_snapshot
 from mgf.sqlalchemy.audit._subject import expect
 from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
-from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
+from mgf.sqlalchemy.rls._scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
     from mgf.sqlalchemy.audit._finding import Finding, NotProven
     from mgf.sqlalchemy.audit._subject import Expectation
+
+# Names that are not on the path are written in full. Printing a policy takes a lock on its table:
+# while somebody alters it, waiting would also hold up the application behind this.
+_PREPARE = text(
+    "SELECT set_config('search_path', '', true), set_config('lock_timeout', '2s', true)"
+)
 
 
 def look(
@@ -29,7 +37,7 @@ def look(
 ) -> Expectation:
     """Return what the catalogs say, and whose rows each relation has."""
     with scratch(connection):
-        connection.execute(EMPTY_SEARCH_PATH)
+        connection.execute(_PREPARE)
         snapshot = read_snapshot(
             connection,
             role=role,

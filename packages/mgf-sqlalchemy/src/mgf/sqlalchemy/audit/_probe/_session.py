@@ -121,11 +121,11 @@ def failure(error: DBAPIError) -> str:
 def explain(error: DBAPIError) -> str:
     """Return SQLSTATE and message, without values.
 
-    Of class 22, data exceptions, the message tells the value; details, which tell whole rows,
-    are left out of all.
+    Of class 22, data exceptions, the message tells the value, and of class P0 whatever a trigger
+    puts into it; details, which tell whole rows, are left out of all.
     """
     code = failure(error)
-    message = "" if code.startswith("22") else _message(error)
+    message = "" if code.startswith(("22", "P0")) else _message(error)
     return f"{code}: {message}" if message else code
 
 
