@@ -71,7 +71,8 @@ others.
 
 Without --probe it reads the catalogs and changes nothing. With --probe it also
 attacks every table, as the application's role, in a transaction that is rolled
-back: nothing remains, but for sequences, which have moved on.
+back. That is for staging: no row remains, but sequences move on, triggers fire,
+and its locks may hold up others.
 """
 _EPILOG = f"""\
 examples:
