@@ -264,6 +264,15 @@ def test_a_table_that_nobody_may_read_now_is_an_error(correct: Correct, way: str
     assert sqlstate(caught.value) == "55P03"
 
 
+def test_under_another_columns_name_nothing_is_said_to_leak_or_to_hold(correct: Correct) -> None:
+    report = correct.probe(tenant_column="org_id")
+
+    assert report.findings == ()
+    assert not report.ok
+    assert ("public.invoice", "insert") in {(one.object, one.attack) for one in report.not_proven}
+    assert "nothing-protected" in correct.ids(tenant_column="org_id")
+
+
 def test_what_is_ignored_is_left_out_and_said(correct: Correct) -> None:
     correct.change(
         "ALTER VIEW numbers RESET (security_invoker)", "REVOKE SELECT ON all_numbers FROM {role}"

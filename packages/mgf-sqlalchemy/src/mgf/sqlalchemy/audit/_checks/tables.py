@@ -20,14 +20,14 @@ _CALLS = re.compile(r"\w\(|CURRENT_|SESSION_USER|\bNULL\b", re.IGNORECASE)
 
 
 def check_presence(subject: Subject) -> Iterator[Finding]:
-    """Yield that there is nothing to check: of a wrong database nothing bad would be said."""
-    if not subject.relations:
+    """Yield that nothing can be checked: of a wrong database nothing bad would be said."""
+    if not any(subject.tenants.values()):
         yield Finding(
             "nothing-protected",
             "error",
             subject.snapshot.database,
-            "no table has row-level security or the tenant column: this is another database, the "
-            "migrations have not run, or the column has another name",
+            "no table has the tenant column: this is another database, "
+            "its migrations have not run, or the column has another name",
             "-- run the migrations, or name the tenant column",
         )
 

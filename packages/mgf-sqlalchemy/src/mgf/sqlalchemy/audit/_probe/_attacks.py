@@ -215,6 +215,8 @@ def insert_unscoped(field: Field, target: Target) -> Outcome:
 def _inserts(field: Field, target: Target, returning: str) -> Outcome:
     if not target.may("INSERT"):
         return NOT_APPLICABLE
+    if not field.seeder.owners(target.relation.oid, field.tenants[0]):
+        return not_proven("no column of it says whose row it is")
     for (tenant, other), given in product(field.pairs, _variants(field, target)):
         statement = _insert(field, target, other, returning, given)
         error = field.refusal(tenant, statement)
