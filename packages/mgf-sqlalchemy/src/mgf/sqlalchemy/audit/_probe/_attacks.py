@@ -488,7 +488,7 @@ def prepared(field: Field, target: Target) -> Outcome:
                 return leaked("a prepared statement gives one tenant's rows to another")
     finally:
         # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
-        if session.scalar(_IS_PREPARED):
+        if not session.connection.invalidated and session.scalar(_IS_PREPARED):
             session.run(f"DEALLOCATE {_STATEMENT}")
     return HELD
 
