@@ -128,7 +128,8 @@ _FOREIGN_KEYS = f"""
 # PostgreSQL's own functions and operators are pinned, and so in no pg_depend.
 _POLICY_FUNCTIONS = """
     SELECT DISTINCT o.polrelid, o.polname, p.provolatile::text, p.prosecdef,
-           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql
+           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql,
+           COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body
     FROM pg_policy AS o
     JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid
     LEFT JOIN pg_operator AS w ON d.refclassid = 'pg_operator'::regclass AND w.oid = d.refobjid
