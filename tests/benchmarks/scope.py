@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.ways import WAYS
 
-from harness.servers import new_database
-from harness.tenants import APP_PASSWORD, World, make_world
+from harness.tenants import APP_PASSWORD, World, new_world
 from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
@@ -157,8 +156,7 @@ def _pass_on(source: socket.socket, target: socket.socket, delay: float) -> None
 
 
 async def benchmark(server: URL, rounds: int, units: int) -> dict[str, Result]:
-    database = await new_database(server)
-    await make_world(database)
+    database = await new_world(server)
     app = database.set(drivername="postgresql+asyncpg", username="app", password=APP_PASSWORD)
     tenants = [str((await World(database, app).seed()).a) for _ in range(20)]
     tenants += [str(uuid4()) for _ in range(980)]

@@ -2,10 +2,10 @@
 
     uv run python tests/benchmarks/serve.py [--clients 200] [--requests 100000] [--seconds 60]
 
-First, in peace: what a request of the library's session costs against one of a hand-written
-dependency with a plain session, in turns. Then the load, under faults. Exit code 1 when a response
-held a foreign row, a commit that was answered is lost, a request got a 500, or a connection stayed
-checked out or in a transaction.
+First, in peace: what a request with a session of `scoped_session` costs against one of a
+hand-written dependency with a plain session, in turns. Then the load, under faults. Exit code 1
+when a response held a foreign row, a commit that was answered is lost, a request got a 500, or a
+connection stayed checked out or in a transaction.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import asyncpg
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what pytest's `pythonpath` says
 
 from harness.faults import KILL, KILL_ONE, OPEN_TRANSACTIONS, Ledger
-from harness.servers import dsn, new_database, run_sql
-from harness.tenants import APP_PASSWORD, make_world
+from harness.servers import dsn, run_sql
+from harness.tenants import APP_PASSWORD, new_world
 from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
@@ -255,11 +255,9 @@ async def left_behind(port: int, owner: URL, *, patience: float = 30) -> dict[st
 
 
 async def make_database(postgres: TemporaryPostgres, tenants: list[UUID]) -> URL:
-    owner = await new_database(postgres.url)
-    await make_world(owner)
     names = ", ".join(f"('{tenant}'::uuid)" for tenant in tenants)
-    await run_sql(
-        owner,
+    return await new_world(
+        postgres.url,
         "CREATE INDEX ON invoice (tenant_id, id)",
         f"INSERT INTO invoice (tenant_id, note) SELECT tenant, gen_random_uuid()"
         f" FROM (VALUES {names}) AS t (tenant), generate_series(1, {ROWS})",
@@ -268,7 +266,6 @@ async def make_database(postgres: TemporaryPostgres, tenants: list[UUID]) -> URL
         "GRANT SELECT ON plain_invoice TO app",
         "ANALYZE",
     )
-    return owner
 
 
 @asynccontextmanager

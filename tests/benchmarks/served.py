@@ -24,13 +24,14 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from mgf.fastapi.db import (
     CancelOnDisconnect,
-    get_session,
+    committing,
     health_router,
     install_error_handlers,
     pool_figures,
+    scoped_session,
     setup_db,
+    tenant_from_header,
 )
-from mgf.sqlalchemy import tenant_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -47,12 +48,12 @@ WRITE = text("INSERT INTO invoice (note) VALUES (:note)")
 SLOW = text("SELECT pg_sleep(3600)")
 
 Tenant = Annotated[UUID, Header(alias="X-Tenant-Id")]
-Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
-
-async def scoped(session: Session, tenant: Tenant) -> AsyncGenerator[AsyncSession]:
-    async with tenant_session(session, tenant):
-        yield session
+get_tenant_session = scoped_session(tenant_from_header())
+Scoped = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
+ScopedTransaction = Annotated[
+    AsyncSession, Depends(committing(get_tenant_session), scope="function")
+]
 
 
 async def plain(request: Request) -> AsyncGenerator[AsyncSession]:
@@ -61,7 +62,6 @@ async def plain(request: Request) -> AsyncGenerator[AsyncSession]:
         yield session
 
 
-Scoped = Annotated[AsyncSession, Depends(scoped, scope="function")]
 Plain = Annotated[AsyncSession, Depends(plain, scope="function")]
 
 
@@ -90,9 +90,8 @@ def make_app(url: str) -> FastAPI:
         return [(row.tenant_id, row.note) for row in rows]
 
     @app.post("/notes/{note}", status_code=201)
-    async def write(note: str, session: Scoped) -> None:
+    async def write(note: str, session: ScopedTransaction) -> None:
         await session.execute(WRITE, {"note": note})
-        await session.commit()
 
     @app.get("/slow")
     async def slow(session: Scoped) -> None:

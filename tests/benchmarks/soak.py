@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # what pytest's `pythonpath`
 
 from harness.faults import KILL, KILL_ONE, Cancelling, Ledger, is_clear, left_behind, unit
 from harness.proxy import Proxy, proxied
-from harness.servers import new_database, run_sql
-from harness.tenants import APP_PASSWORD, make_world
+from harness.servers import run_sql
+from harness.tenants import APP_PASSWORD, new_world
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 from mgf.sqlalchemy.errors import sqlstate
 from mgf.sqlalchemy.testing import TemporaryPostgres
@@ -139,9 +139,7 @@ class Work:
 
 async def soak(postgres: TemporaryPostgres, options: argparse.Namespace) -> int:
     dice = random.Random(options.seed)
-    owner = await new_database(postgres.url)
-    await make_world(owner)
-    await run_sql(owner, "CREATE INDEX ON invoice (tenant_id, id)")
+    owner = await new_world(postgres.url, "CREATE INDEX ON invoice (tenant_id, id)")
     app = owner.set(
         drivername=f"postgresql+{options.driver}", username="app", password=APP_PASSWORD
     )

@@ -16,7 +16,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from harness.servers import dsn, run_sql
+from harness.servers import dsn, new_database, run_sql
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -194,6 +194,14 @@ class World:
 
 async def make_world(database: URL) -> None:
     await run_sql(database, *SCHEMA)
+
+
+async def new_world(server: URL, *statements: str) -> URL:
+    """Make a database with these tables and what more statements make; return its owner's URL."""
+    database = await new_database(server)
+    await make_world(database)
+    await run_sql(database, *statements)
+    return database
 
 
 async def visible(session_or_connection: Any) -> list[str]:

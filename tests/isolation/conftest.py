@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.servers import new_database
-from harness.tenants import APP_PASSWORD, World, make_world
+from harness.tenants import APP_PASSWORD, World, new_world
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 
 if TYPE_CHECKING:
@@ -19,13 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tenants_database(any_postgres_url: URL) -> URL:
     """The superuser's URL of a database with tables under row-level security."""
-
-    async def make() -> URL:
-        database = await new_database(any_postgres_url)
-        await make_world(database)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(any_postgres_url))
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

@@ -34,8 +34,8 @@ from harness.faults import (
     unit,
 )
 from harness.proxy import Proxy, proxied
-from harness.servers import new_database, run_sql
-from harness.tenants import APP_PASSWORD, World, make_world, tenant_in_force, visible
+from harness.servers import run_sql
+from harness.tenants import APP_PASSWORD, World, new_world, tenant_in_force, visible
 from mgf.sqlalchemy import (
     _carrier,
     create_engine,
@@ -71,13 +71,7 @@ BACKENDS = """
 @pytest.fixture(scope="module")
 def tenants_database(postgres_url: URL) -> URL:
     """On the default server alone: what breaks here is on this side of the wire."""
-
-    async def make() -> URL:
-        database = await new_database(postgres_url)
-        await make_world(database)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(postgres_url))
 
 
 async def outcome(work: Awaitable[Any]) -> BaseException | None:
@@ -259,8 +253,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 async def served(own_server: OwnServer, driver: str) -> AsyncGenerator[Service]:
-    owner = await new_database(own_server.postgres.url)
-    await make_world(owner)
+    owner = await new_world(own_server.postgres.url)
     app = owner.set(drivername=f"postgresql+{driver}", username="app", password=APP_PASSWORD)
     engine = create_engine(app, pool_size=1, max_overflow=0, pool_timeout=5)
     service = Service(await World(owner, app).seed(), engine)
@@ -319,9 +312,8 @@ def standby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A database on a server that takes reads alone, as a replica does."""
     data = tmp_path_factory.mktemp("standby") / "data"
     with TemporaryPostgres(data_dir=data) as primary:
-        owner = asyncio.run(new_database(primary.url))
+        owner = asyncio.run(new_world(primary.url))
         app = owner.set(username="app", password=APP_PASSWORD)
-        asyncio.run(make_world(owner))
         world = asyncio.run(World(owner, app).seed())
     (data / "standby.signal").touch()
     with TemporaryPostgres(data_dir=data) as replica:

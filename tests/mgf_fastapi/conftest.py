@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.servers import new_database, run_sql
-from harness.tenants import APP_PASSWORD, World, make_world
+from harness.servers import run_sql
+from harness.tenants import APP_PASSWORD, World, new_world
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -21,14 +21,7 @@ ONCE = """
 @pytest.fixture(scope="session")
 def world_database(postgres_url: URL) -> URL:
     """The superuser's URL of a database with tables under row-level security."""
-
-    async def make() -> URL:
-        database = await new_database(postgres_url)
-        await make_world(database)
-        await run_sql(database, ONCE)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(postgres_url, ONCE))
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from harness.servers import dsn, new_database
+from harness.servers import dsn
 from harness.serving import listening
-from harness.tenants import APP_PASSWORD, make_world
+from harness.tenants import APP_PASSWORD, new_world
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db import CancelOnDisconnect, get_session, pool_figures, run_to_end, setup_db
 from mgf.sqlalchemy import tenant_session
@@ -38,12 +38,7 @@ WRITE = text("INSERT INTO invoice (note) VALUES ('written')")
 
 @pytest.fixture(scope="module")
 def server(postgres_url: URL) -> URL:
-    async def make() -> URL:
-        database = await new_database(postgres_url)
-        await make_world(database)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(postgres_url))
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from sqlalchemy import BigInteger, Integer, String, bindparam, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harness.servers import new_database, run_sql
+from harness.servers import run_sql
 from harness.serving import serving
-from harness.tenants import APP_PASSWORD, make_world
+from harness.tenants import APP_PASSWORD, new_world
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db import (
     Problem,
@@ -62,13 +62,7 @@ Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 @pytest.fixture(scope="module")
 def server(any_postgres_url: URL) -> URL:
-    async def make() -> URL:
-        database = await new_database(any_postgres_url)
-        await make_world(database)
-        await run_sql(database, SCHEMA)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(any_postgres_url, SCHEMA))
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from sqlalchemy import NullPool, text
 
 from harness.proxy import proxied
-from harness.servers import new_database, run_sql
-from harness.tenants import APP_PASSWORD, make_world
+from harness.servers import run_sql
+from harness.tenants import APP_PASSWORD, new_world
 from mgf.fastapi.db import Health, check_database, health_router, pool_figures, setup_db
 from mgf.sqlalchemy import create_engine
 
@@ -32,12 +32,7 @@ NOWHERE = "postgresql+asyncpg://app:secret-word@127.0.0.1:1/nothing"
 
 @pytest.fixture(scope="module")
 def server(postgres_url: URL) -> URL:
-    async def make() -> URL:
-        database = await new_database(postgres_url)
-        await make_world(database)
-        return database
-
-    return asyncio.run(make())
+    return asyncio.run(new_world(postgres_url))
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

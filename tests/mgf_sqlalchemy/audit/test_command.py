@@ -326,8 +326,23 @@ def test_an_unknown_role_is_said(url: str, capsys: pytest.CaptureFixture[str]) -
     assert "no role 'nobody at all'" in refused(capsys, url, "--role", "nobody at all")
 
 
-def test_what_is_not_postgresql_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'sqlite'" in refused(capsys, "sqlite:///shop.db")
+@pytest.mark.parametrize(
+    "url", ["sqlite:///shop.db", " 'SQLite:///shop.db'", "mssql+nothing://host/shop"]
+)
+def test_what_is_not_postgresql_is_said_before_a_driver_is_missed(
+    capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    assert "only PostgreSQL" in refused(capsys, url)
+
+
+def test_the_url_s_own_user_is_said_where_that_is_no_application_s(
+    url: str, correct: Correct, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = outcome(capsys, url)
+
+    assert (code, "role-superuser" in out) == (1, True)
+    assert f"{correct.database.url.username!r}, the URL's own user" in err
+    assert "--role" in err
 
 
 def test_a_missing_driver_is_said(capsys: pytest.CaptureFixture[str]) -> None:

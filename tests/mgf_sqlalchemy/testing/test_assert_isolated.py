@@ -234,7 +234,9 @@ async def test_a_target_without_tenants_is_refused(engine: AsyncEngine, target: 
         await assert_isolated(engine, target)
 
 
-@pytest.mark.parametrize("target", [object, Note(), "note", None], ids=repr)
+@pytest.mark.parametrize(
+    "target", [object, Note(), "note", None], ids=["class", "row", "name", "none"]
+)
 async def test_another_target_is_refused(engine: AsyncEngine, target: Any) -> None:
     with pytest.raises(TypeError, match="is about a MetaData"):
         await assert_isolated(engine, target)

@@ -15,6 +15,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it from th
 from starlette.responses import JSONResponse
 
 from mgf.common.exceptions import AppConfigError
+from mgf.fastapi.db._databases import engine_key
 from mgf.fastapi.db._pool import is_full
 from mgf.fastapi.db._trouble import driver_message
 from mgf.sqlalchemy.errors import sqlstate
@@ -123,7 +124,7 @@ async def _ping(engine: AsyncEngine) -> None:
 
 
 async def _check_own(app: FastAPI) -> Health:
-    engine: AsyncEngine | None = getattr(app.state, "mgf_db_engine", None)
+    engine: AsyncEngine | None = getattr(app.state, engine_key(None), None)
     if engine is None:
         raise AppConfigError(
             "this application has no database: enter setup_db(app, database_url=...) in its "

@@ -43,4 +43,4 @@ def pool_figures(engine: AsyncEngine) -> dict[str, int]:
 def is_full(engine: AsyncEngine) -> bool:
     """Say whether the next checkout would wait for a connection to come back."""
     figures = pool_figures(engine)
-    return figures.get("checked_out", 0) >= figures.get("limit", figures.get("checked_out", 0) + 1)
+    return "limit" in figures and figures["checked_out"] >= figures["limit"]

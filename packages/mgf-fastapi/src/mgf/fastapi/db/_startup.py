@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from mgf.common.exceptions import OperationError
+from mgf.fastapi.db._trouble import driver_message
 from mgf.sqlalchemy.audit import require_rls
 from mgf.sqlalchemy.errors import is_transient
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     MigrationCheck: TypeAlias = Callable[[AsyncConnection], Awaitable[bool]]
 
-_logger = logging.getLogger("mgf.fastapi.db")
+_log = logging.getLogger("mgf.fastapi.db")
 
 # Seconds between two attempts: a server that restarts is there within one, one that is being
 # made takes minutes.
@@ -76,9 +76,9 @@ class StartUp:
                         last = exc
                     else:
                         if last is not None:
-                            _logger.info("%s is ready", _place(engine))
+                            _log.info("%s is ready", _place(engine))
                         return
-                    _logger.warning(
+                    _log.warning(
                         "%s is not ready, trying again in %.1f s: %s",
                         _place(engine),
                         delay,
@@ -123,6 +123,5 @@ def _place(engine: AsyncEngine) -> str:
 
 
 def _reason(exc: BaseException) -> str:
-    # SQLAlchemy's own text adds the statement, and a link.
-    cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-    return str(cause) or type(cause).__name__
+    # A TimeoutError has no text.
+    return driver_message(exc) or type(exc).__name__

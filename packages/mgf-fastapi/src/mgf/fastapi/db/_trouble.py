@@ -161,9 +161,6 @@ def _is_operational_of_psycopg(exc: BaseException) -> bool:
 
 
 def _came_through_sqlalchemy(exc: BaseException) -> bool:
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in _walk(exc))
+    frames = traceback.walk_tb(exc.__traceback__)
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in frames)
     return any(name.startswith("sqlalchemy.") for name in modules)
-
-
-def _walk(exc: BaseException) -> Iterator[Any]:
-    return traceback.walk_tb(exc.__traceback__)

@@ -22,7 +22,6 @@ from sqlalchemy.pool import NullPool
 from mgf.common.exceptions import AppConfigError, AppError
 from mgf.sqlalchemy._binding import SETTING
 from mgf.sqlalchemy._engine import create_engine
-from mgf.sqlalchemy._url import normalize_url
 from mgf.sqlalchemy.audit._audit import audit
 from mgf.sqlalchemy.audit._outcomes import ATTACKS
 from mgf.sqlalchemy.audit._output import (
@@ -48,7 +47,11 @@ _CLEAN, _FOUND, _COULD_NOT_RUN, _INTERRUPTED = 0, 1, 2, 130
 # Seconds, for name, network, TLS and password: psycopg would wait for ever.
 _CONNECT_TIMEOUT = 30
 _VARIABLE = "MGF_DATABASE_URL"
+# What is right for who administers a database, and wrong for the application's role.
+_OF_ANOTHER_ROLE: Final = frozenset(("role-superuser", "role-bypassrls", "role-owns-table"))
 _KNOWN: Final = frozenset(TITLES) | {f"probe-{one}" for one in ATTACKS}
+# What a URL begins with, quotes and blanks aside.
+_DIALECT = re.compile(r"""[\s'"]*(\w+)(?:\+\w+)?://""")
 # As SQLAlchemy's asyncpg dialect begins its messages.
 _CLASS = re.compile(r"<class '[^']*'>: ")
 
@@ -68,7 +71,8 @@ others.
 
 Without --probe it reads the catalogs and changes nothing. With --probe it also
 attacks every table, as the application's role, in a transaction that is rolled
-back: nothing remains, but for sequences, which have moved on.
+back. That is for staging: no row remains, but sequences move on, triggers fire,
+and its locks may hold up others.
 """
 _EPILOG = f"""\
 examples:
@@ -201,6 +205,11 @@ def _run(options: argparse.Namespace) -> int:
         else:
             output.write(_rendered(report, options.format, is_file=True))
             _note(f"{summary(report)}; written to {options.output}")
+    if options.role is None and any(one.id in _OF_ANOTHER_ROLE for one in report.findings):
+        _note(
+            f"this is about {report.role!r}, the URL's own user; if the application connects as "
+            "another role, name that one: --role ROLE"
+        )
     for name in dict(options.ignore).keys() - report.ignored.keys():
         _note(f"--ignore {name!r} left nothing out")
     return _CLEAN if report.ok else _FOUND
@@ -209,13 +218,13 @@ def _run(options: argparse.Namespace) -> int:
 def _engine(given: str) -> AsyncEngine:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        url = normalize_url(given)
-        database = url.get_backend_name()
-        if database != "postgresql":
+        dialect = _DIALECT.match(given)
+        # Before a driver is looked for: to install one would be no help.
+        if dialect is not None and dialect[1].lower() not in ("postgresql", "postgres"):
             raise AppConfigError(
-                f"the URL is of {database!r}; only PostgreSQL has row-level security"
+                f"the URL is of {dialect[1]!r}; only PostgreSQL has row-level security"
             )
-        engine = create_engine(url, poolclass=NullPool, pool_pre_ping=False)
+        engine = create_engine(given, poolclass=NullPool, pool_pre_ping=False)
     for one in caught:
         _note(str(one.message))
     return engine
