@@ -46,6 +46,50 @@ OTHER = """
     CREATE TABLE other (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, invoice_id int NOT NULL
         REFERENCES invoice)
 """
+# A role that the application can become, and whose rights it has not before.
+BESIDE = "ALTER ROLE {role} NOINHERIT; CREATE ROLE {role}_r; GRANT {role}_r TO {role}"
+DEFINER = """
+    CREATE FUNCTION f() RETURNS SETOF invoice LANGUAGE sql STABLE SECURITY DEFINER
+        SET search_path = '' AS 'SELECT * FROM public.invoice'
+"""
+# Its owner inherits from the role that a policy opens the table for.
+INHERITING = f"""
+    CREATE ROLE {{role}}_r; CREATE ROLE {{role}}_s IN ROLE {{role}}_r; {DEFINER};
+    ALTER FUNCTION f OWNER TO {{role}}_s; DROP POLICY tenant_floor ON invoice;
+    CREATE POLICY r ON invoice TO {{role}}_r USING (true)
+"""
+# Its owner, whom policies hold, reads a copy that they do not.
+COPYING = """
+    CREATE ROLE {role}_r; CREATE MATERIALIZED VIEW copy AS SELECT * FROM invoice;
+    GRANT SELECT ON copy TO {role}_r;
+    CREATE FUNCTION f() RETURNS SETOF copy LANGUAGE sql SECURITY DEFINER SET search_path = ''
+        AS 'SELECT * FROM public.copy';
+    ALTER FUNCTION f OWNER TO {role}_r
+"""
+HIDDEN = f"""
+    CREATE SCHEMA hidden; {DEFINER.replace("f()", "hidden.f()")};
+    CREATE VIEW v WITH (security_invoker) AS SELECT * FROM hidden.f(); GRANT SELECT ON v TO {{role}}
+"""
+ATOMIC = """
+    CREATE FUNCTION f(whose uuid) RETURNS text
+        BEGIN ATOMIC SELECT set_config('app.current_tenant', whose::text, true); END
+"""
+WRITER = """
+    CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+        AS 'BEGIN UPDATE public.invoice SET number = NEW.number; RETURN NEW; END'
+"""
+INSTEAD = f"""
+    {WRITER}; GRANT UPDATE ON numbers TO {{role}};
+    CREATE TRIGGER t INSTEAD OF UPDATE ON numbers FOR EACH ROW EXECUTE FUNCTION f()
+"""
+COMMAND = f"""
+    {WRITER}; CREATE TABLE command (number text); GRANT INSERT ON command TO {{role}};
+    CREATE TRIGGER t AFTER INSERT ON command FOR EACH ROW EXECUTE FUNCTION f()
+"""
+PARENT = """
+    CREATE TABLE parent (note text); CREATE TABLE heir (tenant_id uuid NOT NULL) INHERITS (parent);
+    GRANT SELECT, INSERT, DELETE ON parent TO {role}
+"""
 UNPINNED = "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
 
 ROLES = [
@@ -121,10 +165,12 @@ TABLES = [
     ("GRANT TRUNCATE ON invoice TO PUBLIC", "grant-truncate"),
     ("GRANT TRIGGER ON invoice TO {role}", "grant-trigger"),
     ("GRANT REFERENCES ON invoice TO {role}", "grant-references"),
+    (f"{BESIDE}; GRANT TRUNCATE ON line TO {{role}}_r", "grant-truncate"),
     ("GRANT SELECT ON invoice TO PUBLIC", "grant-public"),
     ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC", "default-privileges"),
     ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}", "default-privileges"),
     (OTHER, "child-rls-off"),
+    (PARENT, "parent-rls-off"),
     ("CREATE TABLE other (org_id int)", "table-tenant-like"),
     ("CREATE TABLE other (tenantid uuid, PRIMARY KEY (tenantid))", "table-tenant-like"),
     ("CREATE PUBLICATION p FOR TABLE invoice", "table-published"),
@@ -202,6 +248,13 @@ KEYS = [
         "ALTER TABLE line ADD FOREIGN KEY (invoice_id) REFERENCES invoice (id) ON DELETE CASCADE",
         "fk-cascade",
     ),
+    (
+        (
+            "GRANT DELETE ON country TO {role}; ALTER TABLE invoice ADD FOREIGN KEY (country)"
+            "REFERENCES country ON DELETE CASCADE"
+        ),
+        "fk-cascade",
+    ),
 ]
 DOORS = [
     ("ALTER VIEW numbers RESET (security_invoker)", "view-not-invoker"),
@@ -237,6 +290,37 @@ DOORS = [
     (function("LEAKPROOF"), "function-leakproof"),
     (TRIGGER, "trigger-definer"),
     ("CREATE RULE r AS ON INSERT TO invoice DO ALSO NOTIFY x", "table-rule"),
+    (INHERITING, "function-definer"),
+    (COPYING, "function-definer"),
+    (HIDDEN, "function-definer"),
+    (
+        (
+            f"{BESIDE}; {DEFINER}; REVOKE EXECUTE ON FUNCTION f FROM PUBLIC;"
+            "GRANT EXECUTE ON FUNCTION f TO {role}_r"
+        ),
+        "function-definer",
+    ),
+    (ATOMIC, "function-sets-tenant"),
+    (INSTEAD, "trigger-definer"),
+    (COMMAND, "trigger-definer"),
+    (
+        (
+            "GRANT UPDATE ON numbers TO {role};"
+            "CREATE RULE r AS ON UPDATE TO numbers DO INSTEAD SELECT * FROM invoice"
+        ),
+        "table-rule",
+    ),
+    (
+        (
+            f"{BESIDE}; CREATE MATERIALIZED VIEW copy AS SELECT * FROM invoice;"
+            "GRANT SELECT ON copy TO {role}_r"
+        ),
+        "view-materialized",
+    ),
+    (
+        f"{BESIDE}; CREATE VIEW v AS SELECT * FROM invoice; GRANT SELECT ON v TO {{role}}_r",
+        "view-not-invoker",
+    ),
 ]
 
 
@@ -303,6 +387,36 @@ def test_what_came_with_postgresql_17_is_found(correct: Correct) -> None:
         correct.change("GRANT MAINTAIN ON invoice TO {role}")
 
     assert ("grant-maintain" in correct.ids()) == has_it
+
+
+def test_a_role_that_may_be_granted_to_itself_is_found(correct: Correct) -> None:
+    """It is no member in any sense of pg_has_role(), since PostgreSQL 16, until it grants that."""
+    option = "ADMIN OPTION"
+    if correct.database.owner.exec_driver_sql("SHOW server_version_num").scalar_one() >= "16":
+        option = "ADMIN TRUE, INHERIT FALSE, SET FALSE"
+    correct.change(
+        "CREATE ROLE {role}_a BYPASSRLS; CREATE ROLE {role}_b NOINHERIT",
+        "GRANT {role}_a TO {role}_b",
+        f"GRANT {{role}}_b TO {{role}} WITH {option}",
+    )
+
+    assert "role-reaches-bypassrls" in correct.ids()
+
+
+def test_a_trigger_that_reaches_no_tenant_is_not_named(correct: Correct) -> None:
+    correct.change(
+        COMMAND,
+        "CREATE ROLE {role}_r; GRANT CREATE ON SCHEMA public TO {role}_r",
+        "ALTER FUNCTION f OWNER TO {role}_r",
+    )
+
+    assert correct.ids() == set()
+
+
+def test_a_rule_that_reaches_no_tenant_is_not_named(correct: Correct) -> None:
+    correct.change("CREATE RULE r AS ON INSERT TO country DO ALSO NOTIFY x")
+
+    assert correct.ids() == set()
 
 
 def test_what_is_worth_knowing_is_told(correct: Correct) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -139,6 +140,25 @@ def test_the_connection_is_given_back_as_it_was(correct: Correct) -> None:
 
     assert correct.database.owner.execute(facts).one() == before
     assert correct.database.owner.scalar(sa.text("SELECT count(*) FROM mine")) == 0
+
+
+async def test_a_cancelled_probe_is_cancelled(engine: AsyncEngine, correct: Correct) -> None:
+    """What undoes a trial finds no connection any more, and must not hide why."""
+    before = state(correct)
+
+    def cancel(done: int, _total: int, _object: str) -> None:
+        if done == 2:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await probe(engine, role=correct.role, progress=cancel)
+    finally:
+        await engine.dispose()
+
+    assert state(correct) == before
 
 
 @contextmanager

@@ -8,13 +8,16 @@ import pytest
 from mgf_sqlalchemy.audit.test_mistakes import (
     CANONICAL,
     DOORS,
+    HIDDEN,
     ID,
     KEYS,
     OTHER,
+    PARENT,
     POLICIES,
     ROLES,
     TABLES,
     TENANT,
+    function,
     tenant_function,
     using,
 )
@@ -28,6 +31,10 @@ READING = ["read", "unscoped", "empty", "nonsense", "copy", "prepared", "reused"
 UNBOUND = ["unscoped", "empty", "reused"]
 WRITING = ["insert", "insert-returning", "insert-unscoped", "upsert", "blind-update"]
 EVERYTHING = [*READING, *WRITING, "blind-delete"]
+
+REMOVING = next(one for one, _ in POLICIES if "FOR DELETE" in one)
+TRUNCATABLE = next(one for one, _ in TABLES if "GRANT TRUNCATE ON line TO {role}_r" in one)
+VIEWED = next(one for one, _ in DOORS if "GRANT SELECT ON v TO {role}_r" in one)
 
 LEAKS = [
     ("ALTER ROLE {role} SUPERUSER", INVOICE, [*EVERYTHING, "truncate"]),
@@ -61,20 +68,36 @@ LEAKS = [
     ("ALTER VIEW numbers RESET (security_invoker)", VIEW, READING),
     ("ALTER VIEW numbers RESET (security_invoker)", "public.all_numbers", READING),
     (DOORS[2][0], "public.copy", ["read"]),
+    (REMOVING, INVOICE, ["blind-delete"]),
+    (PARENT, "public.parent", [*READING, "blind-delete"]),
+    (HIDDEN, "public.v", READING),
+    (TRUNCATABLE, "role {role}_r", ["truncate"]),
+    (VIEWED, "role {role}_r", ["read", "unscoped"]),
 ]  # fmt: skip
+OWN = "EXISTS (SELECT FROM invoice AS i WHERE i.id = invoice_id)"
+ASKING = """
+    CREATE FUNCTION f(i int) RETURNS bool LANGUAGE sql STABLE AS $$
+        SELECT current_setting( 'app.admin', true) = 'yes'
+            OR EXISTS (SELECT FROM public.invoice WHERE id = i) $$
+"""
+
+
+def on_remark(predicate: str) -> str:
+    return (
+        "DROP POLICY IF EXISTS tenant_floor ON remark; ALTER TABLE remark ADD note text;"
+        f"ALTER POLICY tenant_isolation ON remark USING ({predicate}) WITH CHECK ({predicate})"
+    )
+
+
 # No mistakes of that list, since the role is granted nothing there.
 MORE = [
     (f"{OTHER}; GRANT SELECT, INSERT, DELETE ON other TO {{role}}", "public.other", READING),
     ("GRANT TRUNCATE ON line TO {role}", "public.line", ["truncate"]),
+    (f"{ASKING}; {on_remark('f(invoice_id)')}", "public.remark", ["other-settings"]),
     (
         "ALTER TABLE event_1 DISABLE ROW LEVEL SECURITY; GRANT SELECT, DELETE ON event_1 TO {role}",
         "public.event_1",
         [*READING, "blind-delete"],
-    ),
-    (
-        f"{using(CANONICAL)}; CREATE POLICY more ON invoice FOR DELETE TO {{role}} USING (true)",
-        INVOICE,
-        ["blind-delete"],
     ),
     (
         f"{using(CANONICAL)}; ALTER POLICY tenant_isolation ON invoice WITH CHECK (true)",
@@ -113,6 +136,65 @@ def test_a_policy_that_holds_is_not_named(correct: Correct, mistake: str) -> Non
     correct.change(mistake)
 
     assert correct.probe().findings == ()
+
+
+SHARE = "CREATE TABLE share (invoice_id int); GRANT INSERT, SELECT ON share TO {role}"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        on_remark(f"CASE WHEN length(note) > 50 THEN true ELSE {OWN} END"),
+        on_remark(f"CASE WHEN now() > '2101-01-01' THEN true ELSE {OWN} END"),
+        f"{SHARE}; {on_remark(f'invoice_id IN (SELECT i.invoice_id FROM share AS i) AND {OWN}')}",
+        f"{function('', 'SELECT true', 'bool').replace('f()', 'f(int)')}; "
+        + on_remark(f"f(id) AND {OWN}"),
+        using(f"CASE WHEN length(number) > 50 THEN true ELSE {CANONICAL} END"),
+    ],
+)
+def test_what_made_up_rows_cannot_show_is_not_proven(correct: Correct, mistake: str) -> None:
+    correct.change(mistake)
+
+    report = correct.probe()
+
+    assert not report.ok
+    assert {one.attack for one in report.not_proven} >= {"read", "insert", "blind-update"}
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        OWN,
+        f"{OWN} AND {OWN}",
+        "invoice_id IN (SELECT i.id FROM invoice AS i)",
+        "EXISTS (SELECT FROM line AS n JOIN invoice AS i ON i.id = n.invoice_id"
+        " WHERE i.id = remark.invoice_id) AND " + OWN,
+    ],
+)
+def test_equality_of_keys_is_shown_by_made_up_rows(correct: Correct, predicate: str) -> None:
+    correct.change(on_remark(predicate))
+
+    assert [one for one in correct.probe().not_proven if "made-up" in one.reason] == []
+
+
+def test_a_comparison_beside_a_floor_is_proven(correct: Correct) -> None:
+    correct.change("CREATE POLICY more ON invoice TO {role} USING (length(number) > 50)")
+
+    assert correct.probe().ok
+
+
+def test_a_trigger_that_divides_by_zero_is_no_leak(correct: Correct) -> None:
+    """That error is what the trap gives, too."""
+    correct.change(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NEW.number := 1 / (NEW.id - NEW.id); RETURN NEW; END'",
+        "CREATE TRIGGER t BEFORE UPDATE ON invoice FOR EACH ROW EXECUTE FUNCTION f()",
+    )
+
+    report = correct.probe()
+
+    assert report.findings == ()
+    assert ("public.invoice", "move") in {(one.object, one.attack) for one in report.not_proven}
 
 
 # What default privileges give on the tables that other mistakes make is a leak.

@@ -43,13 +43,21 @@ _ROLE = """
     SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication
     FROM pg_roles WHERE rolname = :role
 """
-# SET ROLE needs an option of its own since PostgreSQL 16.
+# SET ROLE needs an option of its own since PostgreSQL 16. Who administers a role may grant it to
+# itself with all options.
 _REACHABLE = """
+    WITH RECURSIVE reached AS (
+        SELECT oid FROM pg_roles
+        WHERE pg_has_role(:role, oid, 'USAGE') OR pg_has_role(:role, oid, '{set_option}')
+        UNION
+        SELECT more.oid FROM reached
+        JOIN pg_auth_members AS m ON m.member = reached.oid AND m.admin_option
+        JOIN pg_roles AS more ON pg_has_role(m.roleid, more.oid, 'USAGE')
+                              OR pg_has_role(m.roleid, more.oid, '{set_option}')
+    )
     SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication,
            pg_has_role(:role, oid, 'USAGE') AS inherited
-    FROM pg_roles
-    WHERE pg_has_role(:role, oid, 'USAGE') OR pg_has_role(:role, oid, '{set_option}')
-    ORDER BY rolname
+    FROM pg_roles WHERE oid IN (SELECT oid FROM reached) ORDER BY rolname
 """
 _SCHEMAS = f"""
     SELECT n.nspname, quote_ident(n.nspname) AS sql,
@@ -65,6 +73,11 @@ _RELATIONS = f"""
                  WHERE has_table_privilege(:role, c.oid, p)
                  OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
                     AND has_any_column_privilege(:role, c.oid, p)) AS privileges,
+           ARRAY(SELECT DISTINCT p FROM unnest(CAST(:privileges AS text[])) AS p
+                 CROSS JOIN unnest(CAST(:others AS name[])) AS other
+                 WHERE has_table_privilege(other, c.oid, p)
+                 OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+                    AND has_any_column_privilege(other, c.oid, p)) AS reached,
            ARRAY(SELECT DISTINCT one.privilege_type::text FROM aclexplode(c.relacl) AS one
                  WHERE one.grantee = 0) AS public,
            ARRAY(SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid) AS parents
@@ -115,7 +128,8 @@ _FOREIGN_KEYS = f"""
 # PostgreSQL's own functions and operators are pinned, and so in no pg_depend.
 _POLICY_FUNCTIONS = """
     SELECT DISTINCT o.polrelid, o.polname, p.provolatile::text, p.prosecdef,
-           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql
+           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql,
+           COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body
     FROM pg_policy AS o
     JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid
     LEFT JOIN pg_operator AS w ON d.refclassid = 'pg_operator'::regclass AND w.oid = d.refobjid
@@ -124,23 +138,42 @@ _POLICY_FUNCTIONS = """
     JOIN pg_namespace AS fn ON fn.oid = p.pronamespace
     ORDER BY o.polrelid, o.polname, function
 """
+# A body in standard SQL is no text in the catalog. A function in a schema that the role may not
+# use is called all the same by a view or a default that names it.
 _FUNCTIONS = f"""
     SELECT p.oid, n.nspname || '.' || p.proname AS label, p.oid::regprocedure::text AS sql,
-           p.prosecdef, p.proleakproof, p.proconfig, p.prosrc, o.rolname AS owner,
+           p.prosecdef, p.proleakproof, p.proconfig, o.rolname AS owner,
+           COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body,
            o.rolsuper OR o.rolbypassrls AS owner_exempt,
+           CASE WHEN p.prosecdef AND NOT (o.rolsuper OR o.rolbypassrls) THEN ARRAY(
+               SELECT r.rolname::text FROM pg_roles AS r
+               WHERE pg_has_role(o.oid, r.oid, 'USAGE')
+           ) END AS owner_roles,
+           CASE WHEN p.prosecdef AND NOT (o.rolsuper OR o.rolbypassrls) THEN ARRAY(
+               SELECT c.oid::bigint FROM pg_class AS c WHERE c.relkind IN ('v', 'm', 'f')
+               AND (has_table_privilege(o.oid, c.oid, 'SELECT')
+                    OR has_any_column_privilege(o.oid, c.oid, 'SELECT'))
+           ) END AS owner_reads,
            p.prorettype IN ('trigger'::regtype, 'event_trigger'::regtype) AS is_trigger,
-           has_function_privilege(:role, p.oid, 'EXECUTE')
-               AND has_schema_privilege(:role, n.oid, 'USAGE') AS executable
+           EXISTS (
+               SELECT FROM unnest(CAST(:callers AS name[])) AS caller
+               WHERE has_function_privilege(caller, p.oid, 'EXECUTE')
+               AND (has_schema_privilege(caller, n.oid, 'USAGE') OR EXISTS (
+                   SELECT FROM pg_depend AS d
+                   WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid
+                   AND d.classid IN ('pg_rewrite'::regclass, 'pg_attrdef'::regclass)))
+           ) AS executable
     FROM pg_proc AS p
     JOIN pg_namespace AS n ON n.oid = p.pronamespace
     JOIN pg_roles AS o ON o.oid = p.proowner
     WHERE {_IS_OURS} AND {_NO_EXTENSION.format(catalog="pg_proc", alias="p")}
       AND (p.prosecdef OR p.proleakproof OR p.proconfig IS NOT NULL
-           OR strpos(lower(p.prosrc), lower(:setting)) > 0)
+           OR strpos(lower(COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc)),
+                     lower(:setting)) > 0)
     ORDER BY label, sql
 """
 _TRIGGERS = f"""
-    SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.prosecdef,
+    SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.oid AS function_oid, p.prosecdef,
            fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS function_sql
     FROM pg_trigger AS t
     JOIN pg_class AS c ON c.oid = t.tgrelid
@@ -151,7 +184,10 @@ _TRIGGERS = f"""
     ORDER BY t.tgrelid, t.tgname
 """
 _RULES = f"""
-    SELECT w.ev_class, w.rulename, quote_ident(w.rulename) AS sql
+    SELECT w.ev_class, w.rulename, quote_ident(w.rulename) AS sql,
+           ARRAY(SELECT DISTINCT d.refobjid::bigint FROM pg_depend AS d
+                 WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                 AND d.refclassid = 'pg_class'::regclass) AS names
     FROM pg_rewrite AS w
     JOIN pg_class AS c ON c.oid = w.ev_class
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -234,6 +270,9 @@ def read_snapshot(
         filtered="rowfilter IS NOT NULL" if version >= 150000 else "false"
     )
     schemas = reader.rows(_SCHEMAS)
+    reached = reader.rows(reachable)
+    # Of a superuser everything is said already.
+    others = [] if roles[0].rolsuper else [one.rolname for one in reached if not one.inherited]
     default_schema = connection.dialect.default_schema_name
     protection = read_protection(connection, schemas=[one.nspname for one in schemas])
     return Snapshot(
@@ -243,16 +282,16 @@ def read_snapshot(
         current_user=server.current_user,
         exempt=frozenset(server.exempt),
         role=roles[0],
-        reachable={one.rolname: one for one in reader.rows(reachable)},
+        reachable={one.rolname: one for one in reached},
         protection=protection,
         default_schema=default_schema,
         relations=_relations(
-            reader, version, {one.key: one for one in protection.tables}, default_schema
+            reader, version, {one.key: one for one in protection.tables}, default_schema, others
         ),
         unique_keys=reader.rows(_UNIQUE_KEYS),
         foreign_keys=reader.rows(_FOREIGN_KEYS),
         policy_functions=reader.rows(_POLICY_FUNCTIONS),
-        functions=reader.rows(_FUNCTIONS),
+        functions=reader.rows(_FUNCTIONS, callers=[name, *others]),
         triggers=reader.rows(_TRIGGERS),
         rules=reader.rows(_RULES),
         settings=reader.rows(_SETTINGS),
@@ -267,6 +306,7 @@ def _relations(
     version: int,
     tables: Mapping[RelationName, TableProtection],
     default_schema: str | None,
+    others: Sequence[str],
 ) -> dict[int, Relation]:
     columns: defaultdict[int, dict[int, Column]] = defaultdict(dict)
     for row in reader.rows(_COLUMNS):
@@ -275,7 +315,7 @@ def _relations(
         )
     privileges = [*_PRIVILEGES, "MAINTAIN"] if version >= 170000 else _PRIVILEGES
     found: dict[int, Relation] = {}
-    for row in reader.rows(_RELATIONS, privileges=privileges):
+    for row in reader.rows(_RELATIONS, privileges=privileges, others=others):
         schema = None if row.nspname == default_schema else row.nspname
         protection = tables.get((schema, row.relname))
         found[row.oid] = Relation(
@@ -289,6 +329,7 @@ def _relations(
             enabled=row.relrowsecurity,
             forced=row.relforcerowsecurity,
             privileges=frozenset(row.privileges),
+            reached=frozenset(row.reached),
             public=frozenset(row.public),
             columns=columns[row.oid],
             policies=() if protection is None else protection.policies,

@@ -45,6 +45,7 @@ class Relation:
         privileges: of the audited role, by grant, by membership or by PUBLIC.
         public: privileges of PUBLIC.
         columns: by number, those in keys and those that may say whose a row is.
+        reached: privileges of roles that it can become, and whose rights it has not before.
         policies: on the relation.
         indexed: columns that lead an index.
         parents: oids of what it is a partition or child of.
@@ -65,6 +66,12 @@ class Relation:
     policies: tuple[Policy, ...] = ()
     indexed: tuple[str, ...] = ()
     parents: tuple[int, ...] = ()
+    reached: frozenset[str] = frozenset()
+
+    @property
+    def within_reach(self) -> frozenset[str]:
+        """What the role may do, also after SET ROLE."""
+        return self.privileges | self.reached
 
     @property
     def label(self) -> str:
@@ -158,6 +165,14 @@ class Subject:
     def is_partition(self, relation: Relation) -> bool:
         """Say whether a relation is a partition or child of another one with tenants' rows."""
         return any(parent in self.tenants for parent in relation.parents)
+
+    def is_inherited(self, relation: Relation) -> bool:
+        """Say whether a table without a tenant column shows the rows of tables that inherit it."""
+        return (
+            relation.kind == "r"
+            and self.tenants[relation.oid] is None
+            and any(relation.oid in one.parents for one in self.relations)
+        )
 
     def applies(self, policy: Policy) -> bool:
         """Say whether a policy is for the role, or for one that it can become."""

@@ -112,6 +112,7 @@ def _tenants(
         if oid not in shared and found.get(oid) is None:
             found[oid] = column
     _add_children(tables, found)
+    _add_parents(snapshot, found)
     return {one: found[one.oid] for one in tables if one.oid in found}
 
 
@@ -142,3 +143,16 @@ def _add_children(tables: list[Relation], found: dict[int, str | None]) -> None:
             if oid not in found:
                 found[oid] = found[parent]
                 todo.append(oid)
+
+
+def _add_parents(snapshot: Snapshot, found: dict[int, str | None]) -> None:
+    """Count what tenants' tables inherit from: read by it, their rows meet its policies alone."""
+    todo = list(found)
+    while todo:
+        oid = todo.pop()
+        for parent in snapshot.relations[oid].parents:
+            relation = snapshot.relations.get(parent)
+            if relation is not None and parent not in found:
+                name = found[oid]
+                found[parent] = name if name and relation.column(name) else None
+                todo.append(parent)

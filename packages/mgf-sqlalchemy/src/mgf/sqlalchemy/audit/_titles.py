@@ -31,6 +31,7 @@ TITLES: Final = {
     "rls-not-forced": "row-level security does not hold the owner",
     "rls-no-policy": "row-level security without any policy",
     "partition-rls-off": "a partition or child has no row-level security of its own",
+    "parent-rls-off": "a table shows those that inherit from it, and is open",
     "child-rls-off": "a table that refers to tenants' rows is open",
     "foreign-table": "a foreign table has tenants' rows",
     "table-tenant-like": "a column is called as tenants are, and the table is open",

@@ -10,7 +10,7 @@ from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy import Row
 
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.rls._names import RelationName
 
 
+_WRITING = frozenset(("INSERT", "UPDATE", "DELETE", "TRUNCATE"))
+
+
 def check_views(subject: Subject) -> Iterator[Finding]:
     """Yield views that show the role more than its own tenant's rows."""
     walk = _Walk(subject)
     for key in subject.snapshot.views:
         relation = subject.snapshot.by_key.get(key)
-        if relation is None or not relation.privileges or not walk.reads_tenants(key):
+        if relation is None or not relation.within_reach or not walk.reads_tenants(key):
             continue
         if subject.snapshot.views[key].materialized:
             yield _copy(subject, relation)
@@ -61,6 +64,20 @@ class _Walk:
                 if (below := self.definer_below(one)) is not None:
                     return below
         return None
+
+    def is_beyond_policies(self, oid: int) -> bool:
+        """Say whether a view or foreign table shows tenants' rows that no policy of its reader
+        holds.
+        """
+        relation = self._subject.snapshot.relations.get(oid)
+        if relation is None:
+            return False
+        key = self._subject.snapshot.key(relation)
+        if key not in self._views:
+            return relation.kind == "f" and oid in self._subject.tenants
+        view = self._views[key]
+        is_held = view.security_invoker and not view.materialized
+        return self.reads_tenants(key) and not (is_held and self.definer_below(key) is None)
 
 
 def _copy(subject: Subject, relation: Relation) -> Finding:
@@ -110,6 +127,7 @@ def check_functions(subject: Subject) -> Iterator[Finding]:
         rf"(?:set_config\s*\(\s*'|\bSET\s+(?:LOCAL\s+|SESSION\s+)?){re.escape(subject.setting)}\b",
         re.IGNORECASE,
     )
+    walk = _Walk(subject)
     for row in subject.snapshot.functions:
         if row.proleakproof:
             yield Finding(
@@ -121,8 +139,8 @@ def check_functions(subject: Subject) -> Iterator[Finding]:
                 f"ALTER FUNCTION {row.sql} NOT LEAKPROOF;",
             )
         if row.executable or row.is_trigger:
-            yield from _definer_function(subject, row)
-        if row.executable and (sets.search(row.prosrc or "") or _has(row, subject.setting)):
+            yield from _definer_function(subject, walk, row)
+        if row.executable and (sets.search(row.body or "") or _has(row, subject.setting)):
             yield Finding(
                 "function-sets-tenant",
                 "error",
@@ -138,10 +156,10 @@ def _has(row: Row[Any], setting: str) -> bool:
     return any(one.lower().startswith(f"{setting.lower()}=") for one in row.proconfig or ())
 
 
-def _definer_function(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
+def _definer_function(subject: Subject, walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
     if not row.prosecdef:
         return
-    if not row.is_trigger and _is_exempt(subject, row):
+    if not row.is_trigger and _is_exempt(subject, walk, row):
         yield Finding(
             "function-definer",
             "error",
@@ -161,20 +179,24 @@ def _definer_function(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
         )
 
 
-def _is_exempt(subject: Subject, row: Row[Any]) -> bool:
-    """Say whether some tenant table's policies do not hold a function's owner to one tenant."""
-    return row.owner_exempt or any(
-        (one.owner == row.owner and not (one.enabled and one.forced))
-        or any(_opens(subject, one, policy, row.owner) for policy in one.policies)
+def _is_exempt(subject: Subject, walk: _Walk, row: Row[Any]) -> bool:
+    """Say whether a definer function's owner reads rows that policies do not hold to one tenant.
+
+    It has the rights of the roles that it inherits from.
+    """
+    if row.owner_exempt or any(map(walk.is_beyond_policies, row.owner_reads)):
+        return True
+    return any(
+        (one.owner in row.owner_roles and not (one.enabled and one.forced))
+        or any(_opens(subject, one, policy, row.owner_roles) for policy in one.policies)
         for one in subject.relations
     )
 
 
-def _opens(subject: Subject, relation: Relation, policy: Policy, owner: str) -> bool:
-    """Say whether a policy lets another role than the application's see other tenants' rows."""
+def _opens(subject: Subject, relation: Relation, policy: Policy, roles: Collection[str]) -> bool:
+    """Say whether a policy lets other roles than the application's see other tenants' rows."""
     return (
-        owner in policy.to
-        and owner not in subject.snapshot.reachable
+        any(to in roles and to not in subject.snapshot.reachable for to in policy.to)
         and not policy.restrictive
         and not is_canonical(subject, relation, policy)
         and not has_floor(subject, relation, policy)
@@ -183,10 +205,19 @@ def _opens(subject: Subject, relation: Relation, policy: Policy, owner: str) -> 
 
 def check_triggers(subject: Subject) -> Iterator[Finding]:
     """Yield triggers and rules of tenants' tables that run with other rights."""
-    relations = subject.snapshot.relations
+    relations, walk = subject.snapshot.relations, _Walk(subject)
+    functions = {row.oid: row for row in subject.snapshot.functions if row.prosecdef}
     for row in subject.snapshot.triggers:
-        if row.tgrelid in subject.tenants and row.prosecdef:
-            relation = relations[row.tgrelid]
+        relation = relations.get(row.tgrelid)
+        if relation is None or not row.prosecdef:
+            continue
+        function = functions.get(row.function_oid)
+        # Elsewhere, also on a view, it is a door for who may write there.
+        if row.tgrelid in subject.tenants or (
+            function is not None
+            and relation.within_reach & _WRITING
+            and _is_exempt(subject, walk, function)
+        ):
             yield Finding(
                 "trigger-definer",
                 "error",
@@ -196,11 +227,17 @@ def check_triggers(subject: Subject) -> Iterator[Finding]:
                 f"ALTER FUNCTION {row.function_sql} SECURITY INVOKER;",
             )
     for row in subject.snapshot.rules:
-        if row.ev_class in subject.tenants:
-            relation = relations[row.ev_class]
+        relation = relations.get(row.ev_class)
+        if relation is None or not (row.ev_class in subject.tenants or relation.within_reach):
+            continue
+        if any(
+            walk.reads_tenants(subject.snapshot.key(relations[one]))
+            for one in row.names
+            if one in relations
+        ):
             yield Finding(
                 "table-rule",
-                "warning",
+                "error" if relation.owner_exempt else "warning",
                 relation.label,
                 f"rule {row.rulename!r} does something else, with the rights of "
                 f"{relation.owner!r}, than the statement that was sent",

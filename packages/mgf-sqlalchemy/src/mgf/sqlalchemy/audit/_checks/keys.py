@@ -69,6 +69,8 @@ def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
     """Yield foreign keys that lead to other tenants' rows."""
     relations = subject.snapshot.relations
     for row in subject.snapshot.foreign_keys:
+        if row.conrelid in subject.tenants and row.confrelid not in subject.tenants:
+            yield from _from_shared(subject, row)
         own, other = subject.tenants.get(row.conrelid), subject.tenants.get(row.confrelid)
         if own is None or other is None:
             continue  # A child table's policies look the tenant up by this key.
@@ -99,6 +101,26 @@ def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
                 f"{' or '.join(done)} its row in {parent.label} changes other tenants' rows",
                 remedy,
             )
+
+
+def _from_shared(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
+    """Yield a key to a shared table by which a tenant that writes there changes others' rows."""
+    parent = subject.snapshot.relations.get(row.confrelid)
+    if parent is None:
+        return
+    actions = (("DELETE", row.confdeltype), ("UPDATE", row.confupdtype))
+    done = [verb for verb, one in actions if one in _CASCADES and verb in parent.within_reach]
+    if done:
+        child = subject.snapshot.relations[row.conrelid]
+        role = identifier(subject.snapshot.role.rolname)
+        yield Finding(
+            "fk-cascade",
+            "critical",
+            child.label,
+            f"foreign key {row.conname!r} cascades from {parent.label}, which tenants share, and "
+            f"the role has {' and '.join(done)} there: one row of it changes every tenant's rows",
+            f"REVOKE {', '.join(done)} ON {parent.sql} FROM {role}, PUBLIC;",
+        )
 
 
 def _foreign_remedy(

@@ -64,7 +64,7 @@ def check_row_security(subject: Subject) -> Iterator[Finding]:
 
 def _not_enabled(subject: Subject, relation: Relation, remedy: str) -> Finding:
     if subject.is_partition(relation):
-        is_reached = bool(relation.privileges)
+        is_reached = bool(relation.within_reach)
         return Finding(
             "partition-rls-off",
             "critical" if is_reached else "warning",
@@ -73,6 +73,17 @@ def _not_enabled(subject: Subject, relation: Relation, remedy: str) -> Finding:
             + ("shows" if is_reached else "would show, with the next GRANT,")
             + " every tenant's rows",
             remedy,
+        )
+    if subject.is_inherited(relation):
+        is_reached = bool(relation.within_reach)
+        return Finding(
+            "parent-rls-off",
+            "critical" if is_reached else "warning",
+            relation.label,
+            "tables with tenants' rows inherit from it, and its own row-level security is off: it "
+            + ("shows" if is_reached else "would show, with the next GRANT,")
+            + " their rows of every tenant, whatever their policies say",
+            f"ALTER TABLE ... NO INHERIT {relation.sql};\n-- or a policy here, and\n{remedy}",
         )
     if subject.tenants[relation.oid] is None and subject.declared is None:
         return Finding(
@@ -142,15 +153,22 @@ def check_privileges(subject: Subject) -> Iterator[Finding]:
     """Yield privileges that policies do not restrict, and those of everybody."""
     role = subject.snapshot.role
     for relation in subject.relations:
-        for privilege in sorted(relation.privileges & _BEYOND.keys()):
+        for privilege in sorted(relation.within_reach & _BEYOND.keys()):
+            is_own = privilege in relation.privileges
             if role.rolsuper or relation.owner in subject.snapshot.reachable:
                 continue
             yield Finding(
                 f"grant-{privilege.lower()}",
                 "critical" if privilege == "TRUNCATE" else "warning",
                 relation.label,
-                f"{role.rolname!r} has {privilege}, which {_BEYOND[privilege]}",
-                f"REVOKE {privilege} ON {relation.sql} FROM {identifier(role.rolname)}, PUBLIC;",
+                (
+                    f"{role.rolname!r} has {privilege}, which {_BEYOND[privilege]}"
+                    if is_own
+                    else f"a role that {role.rolname!r} can become has {privilege}, which "
+                    + _BEYOND[privilege]
+                ),
+                f"REVOKE {privilege} ON {relation.sql} FROM "
+                + (f"{identifier(role.rolname)}, PUBLIC;" if is_own else "...;  -- that role"),
             )
         if relation.public:
             yield Finding(

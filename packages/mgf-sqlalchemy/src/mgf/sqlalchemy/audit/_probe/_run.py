@@ -17,6 +17,7 @@ from mgf.sqlalchemy.audit._probe._seeding import Author, Seeder
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, Session, explain
 from mgf.sqlalchemy.audit._probe._survey import named_tenants, survey, targets
 from mgf.sqlalchemy.audit._probe._unprotected import attack_unprotected
+from mgf.sqlalchemy.audit._probe._untold import doubt_held, untold
 from mgf.sqlalchemy.audit._probe._witness import add_witnesses
 
 if TYPE_CHECKING:
@@ -81,11 +82,13 @@ class Run:
         everything = targets(self._ground, self._seeder, self.tenants)
         blind = self._blind(everything)
         concerned = [one for one in everything if one.relation is not self._open_table]
+        doubts = untold(self._connection, self._ground)
         roles = roles_to_become(self._connection, self._snapshot)
         total = len(concerned) + len(roles)
         for done, target in enumerate(concerned):
             progress(done, total, target.relation.label)
-            found[target.relation.label] = _doubt(self._attack(target), blind)
+            outcomes = doubt_held(self._attack(target), doubts.get(target.relation.oid, {}))
+            found[target.relation.label] = _doubt(outcomes, blind)
         for done, role in enumerate(roles, len(concerned)):
             progress(done, total, f"role {role}")
             found[f"role {role}"] = _doubt(attack_as(self._field, concerned, role), blind)

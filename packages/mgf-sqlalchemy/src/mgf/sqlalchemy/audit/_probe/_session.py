@@ -70,7 +70,9 @@ class Session:
             self.become(tenant, role=role)
             yield
         except BaseException:
-            self.undo()
+            # A cancelled statement took its connection along, and stays what is raised.
+            if not self.connection.invalidated:
+                self.undo()
             raise
         if keep:
             self.become(None if tenant is UNTOUCHED else "", role=self.login)

@@ -12,7 +12,7 @@ from mgf.sqlalchemy.audit._probe._target import Target
 from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._snapshot import Relation
     from mgf.sqlalchemy.audit._subject import Expectation
 
-_ASKED = re.compile(r"current_setting\('((?:[^']|'')+)'", re.IGNORECASE)
+_ASKED = re.compile(r"current_setting\s*\(\s*'((?:[^']|'')+)'", re.IGNORECASE)
 _UUID = re.compile(r"'([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})'", re.IGNORECASE)
 _LITERAL = re.compile(r"'((?:[^']|'')*)'")
 # What programs set to say yes.
@@ -125,16 +125,20 @@ def _target(
     )
 
 
-def _settings(ground: Ground, oids: Iterable[int]) -> Mapping[str, Sequence[str]]:
+def _settings(ground: Ground, oids: Collection[int]) -> Mapping[str, Sequence[str]]:
     """Return other settings that policies ask for, with what they may be compared with."""
     found: dict[str, tuple[str, ...]] = {}
-    for policy in (policy for oid in oids for policy in ground.relations[oid].policies):
-        for predicate in filter(None, (policy.using, policy.with_check)):
-            names = {one.replace("''", "'") for one in _ASKED.findall(predicate)}
-            literals = [one.replace("''", "'") for one in _LITERAL.findall(predicate)]
-            values = tuple(dict.fromkeys([*_YES, *(one for one in literals if one not in names)]))
-            for name in names:
-                if name.lower() != ground.subject.setting.lower():
-                    found[name] = tuple(dict.fromkeys([*found.get(name, ()), *values]))
+    policies = [policy for oid in oids for policy in ground.relations[oid].policies]
+    asking = [one for policy in policies for one in (policy.using, policy.with_check)]
+    functions = ground.subject.snapshot.policy_functions
+    # Also in the functions that they call.
+    asking += [row.body for row in functions if row.polrelid in oids]
+    for predicate in filter(None, asking):
+        names = {one.replace("''", "'") for one in _ASKED.findall(predicate)}
+        literals = [one.replace("''", "'") for one in _LITERAL.findall(predicate)]
+        values = tuple(dict.fromkeys([*_YES, *(one for one in literals if one not in names)]))
+        for name in names:
+            if name.lower() != ground.subject.setting.lower():
+                found[name] = tuple(dict.fromkeys([*found.get(name, ()), *values]))
     control_oid = next((o for o in oids if ground.relations[o].schema == control.SCHEMA), None)
     return found if control_oid is None else control.SETTINGS
