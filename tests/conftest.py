@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+
+# A shell that starts this in the background makes it, and all that it starts, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Off by default, and what PREPARE TRANSACTION needs.
 SETTINGS = {"max_prepared_transactions": "10"}

@@ -127,15 +127,13 @@ class TestSeveralProcesses:
         project.write("migrations/env.py", LOGGED)
         project.add(SLEEP)
 
-        with (
-            project.started("upgrade", "head", database_url=database),
-            project.started("upgrade", "head", database_url=database) as waiting,
-        ):
+        with project.started("upgrade", "head", database_url=database):
             wait_for(database, SLEEPING)
-            wait_for(database, WAITING)
             (holder,) = rows(database, HOLDERS)
-            waiting.terminate()
-            _, log = waiting.communicate()
+            with project.started("upgrade", "head", database_url=database) as waiting:
+                wait_for(database, WAITING)
+                waiting.terminate()
+                _, log = waiting.communicate()
 
         who = f"server process {holder} (mgf-alembic on {socket.gethostname()} from"
         assert f"INFO:mgf.alembic:waiting for {who}" in log
