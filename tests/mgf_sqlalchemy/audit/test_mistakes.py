@@ -92,6 +92,15 @@ PARENT = """
 """
 UNPINNED = "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
 
+SHORT = """
+    CREATE TABLE other (tenant_id varchar(8) NOT NULL);
+    CREATE INDEX ON other (tenant_id);
+    ALTER TABLE other ENABLE ROW LEVEL SECURITY; ALTER TABLE other FORCE ROW LEVEL SECURITY;
+    GRANT SELECT ON other TO {role};
+    CREATE POLICY one ON other TO {role}
+        USING (tenant_id = NULLIF(current_setting('app.current_tenant', true), '')::varchar(8))
+"""
+
 ROLES = [
     ("ALTER ROLE {role} SUPERUSER", "role-superuser"),
     ("ALTER ROLE {role} BYPASSRLS", "role-bypassrls"),
@@ -201,6 +210,7 @@ POLICIES = [
         "policy-column-cast",
     ),
     (using(f"tenant_id = '{ID}'"), "policy-not-canonical"),
+    (SHORT, "policy-column-cast"),  # as PostgreSQL prints it, the column is cast, too
     (using(f"tenant_id <> {TENANT}"), "policy-not-canonical"),
     (using("tenant_id = (SELECT md5(current_user)::uuid)"), "policy-not-canonical"),
     (using("tenant_id IN (SELECT id FROM account)"), "policy-not-canonical"),
@@ -237,6 +247,12 @@ POLICIES += [
     ("ALTER TABLE remark DISABLE ROW LEVEL SECURITY", "child-rls-off"),
 ]
 KEYS = [
+    ("ALTER TABLE remark ADD note text UNIQUE", "unique-without-tenant"),
+    ("ALTER TABLE remark ADD other_id int REFERENCES invoice (id)", "fk-without-tenant"),
+    (
+        "ALTER TABLE remark ADD other_id int REFERENCES invoice (id) ON DELETE CASCADE",
+        "fk-cascade",
+    ),
     ("ALTER TABLE invoice ADD UNIQUE (number)", "unique-without-tenant"),
     ("CREATE UNIQUE INDEX ON invoice (lower(number))", "unique-without-tenant"),
     ("ALTER TABLE invoice ADD EXCLUDE (number WITH =)", "unique-without-tenant"),

@@ -65,7 +65,10 @@ def canonical_predicates(
 def _deparsed(connection: Connection, column: str, kind: str, setting: str) -> frozenset[str]:
     name = "'" + setting.replace("'", "''") + "'"
     plain = f"NULLIF(current_setting({name}, true), '')"
-    values = [f"{plain}::{kind}", plain] if _is_text(kind) else [f"{plain}::{kind}"]
+    values = [f"{plain}::{kind}"]
+    if _is_text(kind):
+        # A cast to varchar(n) cuts off, and makes one tenant of two.
+        values = [plain] if "(" in kind else [*values, plain]
     predicates = [
         f"{quote_column(column)} = {one}"
         for value in values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from mgf.sqlalchemy.audit._finding import Finding
@@ -24,14 +25,18 @@ def check_unique_keys(subject: Subject) -> Iterator[Finding]:
     referring = {
         (row.conrelid, number) for row in subject.snapshot.foreign_keys for number in row.conkey
     }
+    carrying = _carrying(subject)
     for row in subject.snapshot.unique_keys:
-        tenant = subject.tenants.get(row.indrelid)
-        if tenant is None:
+        if row.indrelid not in subject.tenants:
             continue
+        tenant = subject.tenants[row.indrelid]
         relation = subject.snapshot.relations[row.indrelid]
         numbers = row.columns[: row.count]
         columns = [relation.columns[one] for one in numbers if one in relation.columns]
-        if tenant in (one.name for one in columns):
+        if tenant is not None and tenant in (one.name for one in columns):
+            continue
+        keys = carrying[relation.oid] if tenant is None else ()
+        if any(key <= set(numbers) for key in keys):
             continue
         is_alone = len(numbers) == len(columns) == 1
         refers = any((relation.oid, one) in referring for one in numbers)
@@ -47,6 +52,15 @@ def check_unique_keys(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _carrying(subject: Subject) -> dict[int, list[set[int]]]:
+    """Return the columns of child tables that refer to a tenant's row, and so say whose it is."""
+    found: defaultdict[int, list[set[int]]] = defaultdict(list)
+    for row in subject.snapshot.foreign_keys:
+        if row.confrelid in subject.tenants and row.confrelid != row.conrelid:
+            found[row.conrelid].append(set(row.conkey))
+    return found
+
+
 def _is_generated(column: Column, *, is_primary: bool) -> bool:
     if column.identity or _GENERATES.search(column.default or ""):
         return True
@@ -54,8 +68,10 @@ def _is_generated(column: Column, *, is_primary: bool) -> bool:
 
 
 def _unique_remedy(
-    relation: Relation, row: Row[Any], tenant: str, columns: Iterable[Column]
+    relation: Relation, row: Row[Any], tenant: str | None, columns: Iterable[Column]
 ) -> str:
+    if tenant is None:
+        return "-- make it unique among the rows of one parent: add the columns that refer to it"
     if row.conname is None:
         drop = f"DROP INDEX {identifier(relation.schema)}.{identifier(row.relname)};"
     else:
@@ -71,17 +87,27 @@ def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
     for row in subject.snapshot.foreign_keys:
         if row.conrelid in subject.tenants and row.confrelid not in subject.tenants:
             yield from _from_shared(subject, row)
-        own, other = subject.tenants.get(row.conrelid), subject.tenants.get(row.confrelid)
-        if own is None or other is None:
-            continue  # A child table's policies look the tenant up by this key.
+        if row.conrelid not in subject.tenants or row.confrelid not in subject.tenants:
+            continue
+        own, other = subject.tenants[row.conrelid], subject.tenants[row.confrelid]
         child, parent = relations[row.conrelid], relations[row.confrelid]
         pairs = [
             (child.columns[here].name, parent.columns[there].name)
             for here, there in zip(row.conkey, row.confkey, strict=True)
         ]
-        if (own, other) in pairs:
+        if own is None or other is None:
+            if _is_looked_up(child, [here for here, _ in pairs]):
+                continue
+            remedy = (
+                "-- let the policies look the tenant up by this key, too: child_table(via=...) "
+                "with its column beside the others"
+                if own is None
+                else f"-- give {parent.label} a tenant column, and let the key refer to it, too"
+            )
+        elif (own, other) in pairs:
             continue
-        remedy = _foreign_remedy(child, parent, row, own, other, pairs)
+        else:
+            remedy = _foreign_remedy(child, parent, row, own, other, pairs)
         yield Finding(
             "fk-without-tenant",
             "error",
@@ -101,6 +127,15 @@ def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
                 f"{' or '.join(done)} its row in {parent.label} changes other tenants' rows",
                 remedy,
             )
+
+
+def _is_looked_up(child: Relation, columns: Iterable[str]) -> bool:
+    """Say whether a policy of a table names a key's columns: no tenant column can be in it."""
+    said = [one.with_check or one.using or "" for one in child.policies]
+    return any(
+        all(re.search(rf"(?<!\w){re.escape(identifier(one))}(?!\w)", text) for one in columns)
+        for text in said
+    )
 
 
 def _from_shared(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
