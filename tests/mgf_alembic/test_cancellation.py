@@ -194,8 +194,8 @@ async def test_again_and_again(project: Project, ini: Path, database: URL, url: 
             await asyncio.sleep(0)
             if task.cancel() and task.cancelling() > 50:
                 break
-        assert not task.done()
 
+    # Whether it was done at once or only after the fiftieth time: nothing is left.
     assert open_connections(database) == []
 
 

@@ -32,7 +32,7 @@ protect_metadata(Base.metadata, role="kit_app")
 
 CONFTEST = """
 import pytest
-from models import Base
+from kit_models import Base
 
 pytest_plugins = ["mgf.sqlalchemy.testing.pytest_plugin"]
 
@@ -44,7 +44,7 @@ def mgf_metadata():
 
 # What the code under test of every project does.
 SERVICE = """
-from models import Note
+from kit_models import Note
 from sqlalchemy import select
 
 from mgf.sqlalchemy import tenant_scope
@@ -63,7 +63,7 @@ async def read(sessionmaker, tenant):
 
 TESTS = """
 import pytest
-from service import read, write
+from kit_service import read, write
 from sqlalchemy import text
 
 from mgf.sqlalchemy import tenant_connection
@@ -108,7 +108,8 @@ AUTO = STRICT.replace("strict", "auto")
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """The project, without tests; warnings are errors there."""
     pytester.makeini(f"[pytest]\nfilterwarnings = error\n{AUTO}")
-    pytester.makepyfile(models=MODELS, service=SERVICE, conftest=CONFTEST)
+    # Names that no other test has imported into this process.
+    pytester.makepyfile(kit_models=MODELS, kit_service=SERVICE, conftest=CONFTEST)
     pytester.syspathinsert()
     # As in a process of its own: pytest warns of a plugin that was imported before.
     monkeypatch.delitem(sys.modules, "mgf.sqlalchemy.testing.pytest_plugin", raising=False)

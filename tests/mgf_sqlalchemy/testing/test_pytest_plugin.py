@@ -73,7 +73,7 @@ def test_fixtures_of_the_user_run_around_them_on_the_same_loop(
     project.makepyfile(
         """
         import pytest
-        from service import read, write
+        from kit_service import read, write
 
         from mgf.sqlalchemy import tenant_session
 
@@ -117,7 +117,7 @@ def mgf_create_schema(mgf_metadata):
     project.makepyfile(
         """
         import pytest
-        from service import write
+        from kit_service import write
         from sqlalchemy import text
 
         NEXT = text("SELECT nextval('note_id_seq')")
@@ -206,7 +206,7 @@ def mgf_create_sessionmaker():
     project.makepyfile(
         """
         import pytest
-        from models import Note
+        from kit_models import Note
         from sqlalchemy import select
         from sqlalchemy.exc import DBAPIError
 
