@@ -51,7 +51,7 @@ async def audit(
     Each child table of the metadata adds a handful of statements.
 
     Args:
-        bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT.
+        bind: engine or connection, to PostgreSQL 14 or later, not in AUTOCOMMIT.
         role: that the application connects as; the connection's own unless given.
         metadata: one that is protected (`mgf.sqlalchemy.rls.protect_metadata`), to compare with.
         tenant_column: name of the column that says whose a row is.
