@@ -152,10 +152,7 @@ class SessionState:
         try:
             self._restore(session, frame)
         finally:
-            if session.in_transaction():
-                self._tell_connections()
-            else:
-                self.end()
+            self._tell_connections()
 
     def leave_closed(self, frame: ScopeFrame) -> None:
         """Leave the outermost scope of a session that was closed, and so holds nothing.
