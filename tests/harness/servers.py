@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 # None stands for the binaries that TemporaryPostgres finds by itself.
 Bindir = Path | None
 
+# What names a server, or asks for the default one alone.
+_ONE_SERVER = ("MGF_TEST_DATABASE_URL", "MGF_PG_BINDIR", "MGF_TEST_ONE_SERVER")
+
 
 def bindirs() -> list[Bindir]:
     """Every PostgreSQL of this machine: the wheel's, and those of the distribution's packages."""
-    if os.environ.get("MGF_TEST_DATABASE_URL") or os.environ.get("MGF_PG_BINDIR"):
+    if any(os.environ.get(name) for name in _ONE_SERVER):
         return [None]
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return [None, *(path for path in installed if (path / "initdb").exists())]
