@@ -73,3 +73,12 @@ def test_every_public_name_has_a_docstring(package: Package, module: str) -> Non
     ]
     assert loaded.__doc__
     assert undocumented == []
+
+
+@every_module
+def test_a_traceback_names_an_exception_as_users_import_it(package: Package, module: str) -> None:
+    loaded = importlib.import_module(module)
+    public = [getattr(loaded, name) for name in loaded.__all__]
+    exceptions = [one for one in public if inspect.isclass(one) and issubclass(one, BaseException)]
+
+    assert [one for one in exceptions if one.__module__ != module] == []

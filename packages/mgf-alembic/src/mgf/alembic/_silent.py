@@ -63,6 +63,8 @@ class SilentDataMigrationWarning(UserWarning):
     A column that is named like a protected table may be taken for it.
     """
 
+    __module__ = "mgf.alembic"
+
 
 class _Table(NamedTuple):
     schema: str

@@ -17,6 +17,8 @@ _PLACEHOLDER_VERSION = "unknown"
 class UnconfiguredWarning(UserWarning):
     """The identity was read before `bootstrap` set one; shown once per process."""
 
+    __module__ = "mgf.common"
+
 
 @dataclass(frozen=True)
 class AppContext:

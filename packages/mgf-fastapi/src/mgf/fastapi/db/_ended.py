@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class SessionEndedError(OperationError):
     """A session was used after the request or the block that it belongs to had ended."""
 
+    __module__ = "mgf.fastapi.db"
+
 
 class EndingSession(Session):
     """A session that can be ended, unlike one that was closed.

@@ -34,6 +34,8 @@ _LONGEST_DELAY = 5.0
 class DatabaseNotReadyError(OperationError):
     """The database did not answer in time, or its migrations are not at head."""
 
+    __module__ = "mgf.fastapi.db"
+
 
 @dataclass(frozen=True)
 class StartUp:

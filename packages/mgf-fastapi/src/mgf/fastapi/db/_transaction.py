@@ -31,6 +31,8 @@ _doubtful: WeakSet[Transaction] = WeakSet()
 class TransactionAbortedError(OperationError):
     """Nothing was committed, since a statement had failed and its error was caught."""
 
+    __module__ = "mgf.fastapi.db"
+
 
 def note_failures(engine: AsyncEngine) -> None:
     """Make `committing` look twice at transactions in which a statement failed."""

@@ -48,6 +48,8 @@ _TABLES = text(
 class RlsNotActiveError(OperationError):
     """Row-level security does not hold this connection, so nothing keeps tenants apart."""
 
+    __module__ = "mgf.sqlalchemy.audit"
+
 
 async def require_rls(
     bind: AsyncEngine | AsyncConnection,

@@ -43,6 +43,8 @@ _MEMBER_OF = text("SELECT rolname FROM pg_roles WHERE pg_has_role(:role, oid, 'M
 class UnprotectedViewWarning(UserWarning):
     """A view shows rows of protected tables whose policies do not hold."""
 
+    __module__ = "mgf.sqlalchemy.rls"
+
 
 def refuse_unfit(connection: Connection, plan: Plan) -> None:
     """Make sure that what is there of the tables of a metadata can be left as it is.
