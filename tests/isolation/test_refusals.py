@@ -19,6 +19,7 @@ from mgf.sqlalchemy import (
     create_engine,
     create_sessionmaker,
     current_tenant,
+    parse_tenant,
     tenant_connection,
     tenant_scope,
     tenant_session,
@@ -61,11 +62,23 @@ async def test_what_is_no_uuid_is_refused_before_any_sql(bad: Any) -> None:
                 pytest.fail("entered")
         assert not session.in_transaction()
     with pytest.raises(ValueError, match="a tenant id is"):
+        parse_tenant(bad)
+    with pytest.raises(ValueError, match="a tenant id is"):
         async with tenant_scope(sessionmaker, bad):
             pytest.fail("entered")
     with pytest.raises(ValueError, match="a tenant id is"):
         async with tenant_connection(engine.connect(), bad):
             pytest.fail("entered")
+
+
+def test_a_parsed_tenant_is_a_plain_uuid() -> None:
+    class OwnUuid(UUID):
+        def __str__(self) -> str:
+            return "x'; DROP TABLE t; --"
+
+    for same in (UUID(ID), OwnUuid(ID), ID, ID.upper(), ID.replace("-", "")):
+        tenant = parse_tenant(same)
+        assert (type(tenant), str(tenant)) == (UUID, ID)
 
 
 async def test_the_nil_uuid_is_a_tenant_like_any_other(session: AsyncSession) -> None:

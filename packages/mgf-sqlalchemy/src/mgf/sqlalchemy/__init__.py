@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from mgf.sqlalchemy._engine import create_engine
 from mgf.sqlalchemy._session import create_sessionmaker, tenant_scope
-from mgf.sqlalchemy._tenancy import current_tenant, tenant_connection, tenant_session
+from mgf.sqlalchemy._tenancy import (
+    current_tenant,
+    parse_tenant,
+    tenant_connection,
+    tenant_session,
+)
 from mgf.sqlalchemy._url import normalize_url
 
 __all__ = [
@@ -12,6 +17,7 @@ __all__ = [
     "create_sessionmaker",
     "current_tenant",
     "normalize_url",
+    "parse_tenant",
     "tenant_connection",
     "tenant_scope",
     "tenant_session",

@@ -138,11 +138,18 @@ def current_tenant(
     return state_of(session_or_connection.sync_session).tenant
 
 
-def parse_tenant(tenant_id: UUID | str) -> UUID:
-    """Return the tenant id as a plain UUID, or raise ValueError.
+def parse_tenant(tenant_id: object) -> UUID:
+    """Return a tenant id as a plain `UUID`, as strictly as every scope reads it.
 
     Any other than a plain UUID is rebuilt from its digits: nothing that a subclass of UUID or str
     overrides gets through.
+
+    Args:
+        tenant_id: a `UUID`, or text of that shape in either case, with dashes or without. Not
+            what else `UUID` takes: braces, prefixes, odd dashes, bytes.
+
+    Raises:
+        ValueError: it is anything else, None included.
     """
     if type(tenant_id) is UUID:
         return tenant_id

@@ -6,10 +6,10 @@ import logging
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from uuid import UUID
 
 _current: ContextVar[UUID | None] = ContextVar("mgf_tenant", default=None)
 
@@ -48,21 +48,3 @@ def known_tenant(tenant: UUID) -> Generator[None]:
         # runners: there the tenant was never known.
         with suppress(ValueError):
             _current.reset(token)
-
-
-def tenant_uuid(value: object) -> UUID:
-    """Return a tenant id as a UUID, or raise ValueError; as strict as mgf.sqlalchemy is.
-
-    `UUID` itself also takes braces, prefixes and odd dashes.
-    """
-    if isinstance(value, UUID):
-        return value
-    if isinstance(value, str):
-        with suppress(ValueError):
-            tenant = UUID(value)
-            if value.lower() in (str(tenant), tenant.hex):
-                return tenant
-    raise ValueError(
-        f"a tenant id is a uuid.UUID, or a str like '6f1e7f3c-32a1-4a7e-9d0e-0a4c2f6b8d11', "
-        f"not {value!r}"
-    )

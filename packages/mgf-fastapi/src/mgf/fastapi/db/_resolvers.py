@@ -15,7 +15,7 @@ from fastapi import Depends, Header, HTTPException, Path
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from mgf.common.exceptions import AppConfigError
-from mgf.fastapi.db._current import tenant_uuid
+from mgf.sqlalchemy import parse_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -139,7 +139,7 @@ def tenant_from_claim(
 
 def _parse(value: object, what: str) -> UUID:
     try:
-        return tenant_uuid(value)
+        return parse_tenant(value)
     except ValueError:
         raise HTTPException(400, f"{what} is no UUID") from None
 

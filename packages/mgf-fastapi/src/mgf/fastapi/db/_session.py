@@ -11,9 +11,10 @@ from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
-from mgf.fastapi.db._current import known_tenant, tenant_uuid
+from mgf.fastapi.db._current import known_tenant
 from mgf.fastapi.db._databases import sessionmaker_of_app, sessionmaker_of_connection
 from mgf.fastapi.db._ended import open_session
+from mgf.sqlalchemy import parse_tenant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -103,7 +104,7 @@ def session_scope(
     )
     if tenant_id is _NO_TENANT:
         return open_session(sessionmaker, None)
-    return _open_known(sessionmaker, tenant_uuid(tenant_id))
+    return _open_known(sessionmaker, parse_tenant(tenant_id))
 
 
 @asynccontextmanager

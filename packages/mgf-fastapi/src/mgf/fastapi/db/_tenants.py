@@ -9,9 +9,10 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from mgf.common.exceptions import AppConfigError
-from mgf.fastapi.db._current import known_tenant, tenant_uuid
+from mgf.fastapi.db._current import known_tenant
 from mgf.fastapi.db._databases import sessionmaker_of_connection
 from mgf.fastapi.db._ended import open_session
+from mgf.sqlalchemy import parse_tenant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -54,7 +55,7 @@ def scoped_session(resolver: TenantResolver, *, name: str | None = None) -> Sess
         resolved: Any = Depends(resolver),
     ) -> AsyncGenerator[UUID]:
         try:
-            tenant = tenant_uuid(resolved)
+            tenant = parse_tenant(resolved)
         except ValueError as exc:
             raise AppConfigError(
                 f"the tenant resolver {resolver!r} has to return a UUID, or raise an "
