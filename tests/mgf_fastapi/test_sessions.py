@@ -22,13 +22,16 @@ from mgf.fastapi.db import (
     SessionDep,
     SessionEndedError,
     StreamingSessionDep,
+    TransactionAbortedError,
     TransactionDep,
+    Trouble,
     committing,
     get_session,
     get_session_for,
     get_transaction,
     session_scope,
     setup_db,
+    trouble_of,
 )
 from mgf.sqlalchemy import current_tenant
 
@@ -112,6 +115,15 @@ async def catch_the_error(session: TransactionDep) -> str:
     return "written"
 
 
+@router.post("/caught/by-hand")
+async def catch_the_error_and_commit(session: SessionDep) -> str:
+    await session.execute(ONCE)
+    with suppress(DBAPIError):
+        await session.execute(text("SELECT 1/0"))
+    await session.commit()
+    return "written"
+
+
 @router.post("/nested")
 async def catch_the_error_of_a_savepoint(session: TransactionDep) -> str:
     await session.execute(ONCE)
@@ -121,12 +133,58 @@ async def catch_the_error_of_a_savepoint(session: TransactionDep) -> str:
     return "written"
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("path", ["/caught", "/caught/by-hand"])
 async def test_a_commit_that_postgres_turns_into_a_rollback_is_a_500(
-    client: httpx.AsyncClient, world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, path: str, driver: str
 ) -> None:
-    response = await client.post("/caught")
-    assert (response.status_code, await rows(world)) == (500, 0)
-    assert "begin_nested" in str(logged_error(caplog))
+    app = make_app(router, world.app.set(drivername=f"postgresql+{driver}"))
+    async with serving(app) as client:
+        response = await client.post(path)
+        assert (response.status_code, await rows(world)) == (500, 0)
+        # The connection is as good as before.
+        assert (await client.post("/ok")).status_code == 200
+    assert isinstance(error := logged_error(caplog), TransactionAbortedError)
+    assert "begin_nested" in str(error)
+
+
+async def test_after_a_refused_commit_the_session_goes_on(world: World) -> None:
+    app = FastAPI()
+    async with setup_db(app, database_url=world.app), session_scope(app) as session:
+        with suppress(DBAPIError):
+            await session.execute(text("SELECT 1/0"))
+        with pytest.raises(TransactionAbortedError):
+            await session.commit()
+        await session.rollback()  # as after any commit that failed
+        await session.execute(ONCE)
+        await session.commit()
+    assert await rows(world) == 1
+
+
+async def test_a_refused_commit_leaves_no_transaction_behind(world: World) -> None:
+    app = FastAPI()
+    async with setup_db(app, database_url=world.app, pool_size=1, max_overflow=0):
+        for begin in (app.state.mgf_db_engine.begin, app.state.mgf_db_sessionmaker.begin):
+            with pytest.raises(TransactionAbortedError):
+                async with begin() as work:
+                    with suppress(DBAPIError):
+                        await work.execute(text("SELECT 1/0"))
+            async with begin() as work:
+                await work.execute(text("SELECT 1"))
+
+
+async def test_a_connection_that_is_lost_before_its_commit_is_no_aborted_transaction(
+    world: World,
+) -> None:
+    app = FastAPI()
+    async with setup_db(app, database_url=world.app), session_scope(app) as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        with suppress(DBAPIError):
+            await session.execute(text("SELECT 1/0"))
+        await world.truth("SELECT pg_terminate_backend($1, 5000)", pid)
+        with pytest.raises(DBAPIError) as lost:
+            await session.commit()
+    assert trouble_of(lost.value) is Trouble.UNAVAILABLE
 
 
 async def test_an_error_that_a_savepoint_undid_does_not_keep_the_rest_from_being_committed(

@@ -37,9 +37,10 @@ _NO_TENANT: Final = _NoTenant.NO_TENANT
 async def get_session(request: HTTPConnection) -> AsyncGenerator[AsyncSession]:
     """Yield one session for a request, and close it afterwards; for ``Depends``.
 
-    Commit and rollback are the endpoint's business: what was not committed is rolled back. A
-    statement after the end is a `SessionEndedError`. A ``close()`` of the endpoint's own is no
-    end: it gives the connection back, and the next statement takes another.
+    Commit and rollback are the endpoint's business: what was not committed is rolled back, and a
+    commit after a failed statement is a `TransactionAbortedError`. A statement after the end is a
+    `SessionEndedError`. A ``close()`` of the endpoint's own is no end: it gives the connection
+    back, and the next statement takes another.
 
     Args:
         request: the request, or the WebSocket, whose application `setup_db` is active for.

@@ -10,7 +10,7 @@ from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db._databases import engine_key, sessionmaker_key
 from mgf.fastapi.db._ended import EndingSession
 from mgf.fastapi.db._startup import StartUp
-from mgf.fastapi.db._transaction import note_failures
+from mgf.fastapi.db._transaction import refuse_aborted_commits
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def setup_db(
     What the block gets is the lifespan's state: yielded, it lets mounted sub-applications find
     the database. Nothing is connected before the first use, unless one of `wait`, `require_rls`
     and `check_migrations` is given: then the application does not serve before they hold.
+
+    A commit that PostgreSQL would turn into a rollback, since a statement had failed and its error
+    was caught, raises `TransactionAbortedError`.
 
     Args:
         app: the application.
@@ -92,7 +95,7 @@ async def _setup_db(
             "and again only after its block has ended"
         )
     engine = create_engine(database_url, **engine_kwargs)
-    note_failures(engine)
+    refuse_aborted_commits(engine)
     sessionmaker = create_sessionmaker(
         engine, require_tenant=require_tenant, sync_session_class=EndingSession
     )

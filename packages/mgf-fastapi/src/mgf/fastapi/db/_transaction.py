@@ -14,15 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from mgf.common.exceptions import OperationError
 from mgf.fastapi.db._session import get_session
+from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sqlalchemy import Transaction
+    from sqlalchemy import Connection, Transaction
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from mgf.fastapi.db._session import SessionDependency
+
+_IN_FAILED_TRANSACTION = "25P02"
 
 # Transactions in which a statement failed.
 _doubtful: WeakSet[Transaction] = WeakSet()
@@ -34,15 +37,39 @@ class TransactionAbortedError(OperationError):
     __module__ = "mgf.fastapi.db"
 
 
-def note_failures(engine: AsyncEngine) -> None:
-    """Make `committing` look twice at transactions in which a statement failed."""
+def refuse_aborted_commits(engine: AsyncEngine) -> None:
+    """Let a commit that PostgreSQL would turn into a rollback raise `TransactionAbortedError`.
+
+    It answers the COMMIT after a failed statement with ROLLBACK. That is no error to it, and the
+    drivers tell nobody. Nothing is asked of it unless a statement failed.
+    """
     event.listen(engine.sync_engine, "handle_error", _note)
+    event.listen(engine.sync_engine, "commit", _refuse_aborted)
 
 
 def _note(context: ExceptionContext) -> None:
     transaction = None if context.connection is None else context.connection.get_transaction()
     if transaction is not None:
         _doubtful.add(transaction)
+
+
+def _refuse_aborted(connection: Connection) -> None:
+    if not _doubtful or connection.get_transaction() not in _doubtful:
+        return
+    # A savepoint may have undone the failure, and of the drivers only psycopg would know.
+    try:
+        connection.execute(text("SELECT 1"))
+    except DBAPIError as exc:
+        # After a commit that failed SQLAlchemy sends no rollback of its own.
+        if not connection.invalidated:
+            connection.dialect.do_rollback(connection.connection)
+        if sqlstate(exc) != _IN_FAILED_TRANSACTION:
+            raise
+        raise TransactionAbortedError(
+            "a statement of this transaction failed and its error was caught, so that "
+            "PostgreSQL rolls all of it back; put a statement whose failure you expect "
+            "into 'async with session.begin_nested():', or use INSERT ... ON CONFLICT"
+        ) from exc
 
 
 @cache  # FastAPI knows a dependency again by its identity
@@ -79,28 +106,9 @@ def committing(get: SessionDependency) -> SessionDependency:
             with suppress(SQLAlchemyError):
                 await session.rollback()
             raise
-        await _commit(session)
+        await session.commit()
 
     return get_transaction
-
-
-async def _commit(session: AsyncSession) -> None:
-    """Commit, or raise: PostgreSQL answers COMMIT after a failed statement with a ROLLBACK.
-
-    It is no error to it, and the drivers tell nobody.
-    """
-    if _doubtful and session.in_transaction():
-        transaction = (await session.connection()).get_transaction()
-        if transaction is not None and transaction.sync_transaction in _doubtful:
-            try:
-                await session.execute(text("SELECT 1"))
-            except DBAPIError as exc:
-                raise TransactionAbortedError(
-                    "a statement of this transaction failed and its error was caught, so that "
-                    "PostgreSQL rolls all of it back; put a statement whose failure you expect "
-                    "into 'async with session.begin_nested():', or use INSERT ... ON CONFLICT"
-                ) from exc
-    await session.commit()
 
 
 get_transaction = committing(get_session)
