@@ -9,14 +9,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
-import sqlalchemy.ext.asyncio
 from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import BigInteger, Integer, String, bindparam, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from harness.servers import run_sql
+from harness.servers import Bindir, bindirs, name_of, run_sql
 from harness.serving import serving
 from harness.tenants import APP_PASSWORD, new_world
 from mgf.common.exceptions import AppConfigError
@@ -31,6 +30,7 @@ from mgf.fastapi.db import (
 )
 from mgf.sqlalchemy import tenant_session
 from mgf.sqlalchemy.errors import TenantScopeError
+from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -299,7 +299,7 @@ async def test_a_refused_connection_is_a_503_also_from_an_engine_made_by_others(
     assert unavailable(await post(make_app(work), nowhere), "database-unavailable")
 
     async def with_own_engine(session: AsyncSession) -> None:
-        engine = sqlalchemy.ext.asyncio.create_async_engine(nowhere)
+        engine = create_async_engine(nowhere)
         async with engine.connect():
             pytest.fail("connected")
 
@@ -319,14 +319,33 @@ async def test_too_many_connections_are_a_503(url: URL, server: URL) -> None:
         await run_sql(server, "DROP ROLE crowd")
 
 
-async def test_a_wrong_password_stays_a_500_where_the_driver_tells(url: URL) -> None:
-    url = url.set(password="wrong")
+LASTING = {
+    "password": ({"password": "wrong"}, "password authentication failed"),
+    "database": ({"database": "nowhere"}, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("wrong", LASTING)
+async def test_a_connection_that_is_refused_for_good_stays_a_500(url: URL, wrong: str) -> None:
+    change, message = LASTING[wrong]
+    with pytest.raises(DBAPIError, match=message):
+        await post(make_app(Work("SELECT 1").do), url.set(**change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("bindir", bindirs(), ids=name_of)
+async def test_a_server_that_is_full_or_stopped_is_a_503(bindir: Bindir, driver: str) -> None:
     app = make_app(Work("SELECT 1").do)
-    if url.drivername.endswith("psycopg"):
+    # Of these connections three are for superusers.
+    with TemporaryPostgres(bindir=bindir, settings={"max_connections": "5"}) as own:
+        await run_sql(own.url, f"CREATE ROLE app LOGIN PASSWORD '{APP_PASSWORD}'")
+        url = own.url.set(drivername=f"postgresql+{driver}", username="app", password=APP_PASSWORD)
+        crowd = create_async_engine(url)
+        async with crowd.connect(), crowd.connect():
+            assert unavailable(await post(app, url), "database-unavailable")
+        await crowd.dispose()
+        own.stop()
         assert unavailable(await post(app, url), "database-unavailable")
-        return
-    with pytest.raises(DBAPIError, match="password authentication failed"):
-        await post(app, url)
 
 
 async def test_an_exhausted_pool_is_a_503(url: URL) -> None:

@@ -55,8 +55,9 @@ async def test_an_error_that_was_caused_by_the_databases(postgres_url: URL) -> N
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_a_refused_connection_is_transient(driver: str) -> None:
-    engine = create_engine(f"postgresql+{driver}://me@127.0.0.1:1/nowhere")
+@pytest.mark.parametrize("place", ["127.0.0.1:1", "nowhere.invalid"])
+async def test_a_refused_connection_is_transient(driver: str, place: str) -> None:
+    engine = create_engine(f"postgresql+{driver}://me@{place}/nowhere")
     with pytest.raises(SQLAlchemyError) as caught:
         await engine.connect()
     assert is_transient(caught.value)

@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc as sa_exc
 
@@ -46,6 +48,12 @@ _TRANSIENT_CODES = frozenset(
 # Conditions of those classes that time alone does not cure.
 _LASTING_CODES = frozenset({"08P01", "53100"})  # protocol_violation, disk_full
 
+# What PostgreSQL (53300, 57P01) and libpq say of a server that is full, or lost while connecting.
+_PASSING = re.compile(
+    "too many connections|connection slots are reserved|terminating connection"
+    "|closed the connection|could not (?:receive|send) data"
+)
+
 # A wrong certificate, or a file that is not there or not to be read.
 _LASTING_OS_ERRORS = (ssl.SSLCertVerificationError, PermissionError, FileNotFoundError)
 
@@ -74,9 +82,10 @@ def is_transient(exc: BaseException) -> bool:
     wrong password and a statement timeout included. A commit whose connection was lost may have
     succeeded: repeat only work that may be done twice.
 
-    psycopg gives no SQLSTATE for a connection that was not made. Once a password was asked for,
-    all its failures read as False: also a connection limit of a role or database (53300 with
-    asyncpg), and a network that broke at that moment.
+    psycopg gives no SQLSTATE for a connection that was not made. A refusal before a password was
+    asked for reads as True, one without any password included, such as an unknown role. After it
+    only the text tells a server that is full or was lost from one that said no: where
+    ``lc_messages`` is not English, the former reads as False too.
     """
     code = sqlstate(exc)
     if code is not None:
@@ -91,19 +100,21 @@ def _is_connection_trouble(exc: BaseException) -> bool:
         return False
     if isinstance(exc, sa_exc.TimeoutError | OSError):
         return True
-    if isinstance(exc, sa_exc.DBAPIError):
-        return exc.connection_invalidated or _is_failed_connect(exc.orig)
-    return False
+    if isinstance(exc, sa_exc.DBAPIError) and exc.connection_invalidated:
+        return True
+    psycopg: Any = sys.modules.get("psycopg")  # users pick their drivers
+    return psycopg is not None and isinstance(exc, psycopg.OperationalError) and _is_passing(exc)
 
 
-def _is_failed_connect(orig: BaseException | None) -> bool:
-    """Tell psycopg's "could not connect" from its "was refused after a password was asked for".
+def _is_passing(exc: Any) -> bool:
+    """Tell psycopg's "could not connect", or "was lost", from "was refused for good".
 
-    psycopg gives no SQLSTATE for either. Its error carries the unfinished libpq connection,
-    which knows whether the server had asked for a password: then it was up, and said no.
+    It gives no SQLSTATE for any of them. Where it did not connect, its error carries what is left
+    of the libpq connection, which knows whether the server had asked for a password: then it was
+    up, and said no.
     """
-    connection = getattr(orig, "pgconn", None)
-    return connection is not None and not getattr(connection, "used_password", True)
+    asked = exc.pgconn is not None and getattr(exc.pgconn, "used_password", True)
+    return not asked or bool(_PASSING.search(str(exc)))
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

@@ -6,7 +6,6 @@ asyncpg's errors mostly arrive as a plain ``DBAPIError``, and PostgreSQL transla
 from __future__ import annotations
 
 import re
-import sys
 import traceback
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -62,8 +61,8 @@ def trouble_of(exc: BaseException) -> Trouble | None:
     table or GRANT, a NOT NULL column that was left empty, a value of a type that the driver does
     not take, a statement that somebody cancelled with ``pg_cancel_backend``.
 
-    psycopg does not say why a connection was not made. There a wrong password is ``UNAVAILABLE``
-    too, since it cannot be told from a server that is full or was lost at that moment.
+    psycopg has no SQLSTATE for a connection that was not made: what cannot be told apart there is
+    said by `mgf.sqlalchemy.errors.is_transient`.
     """
     if isinstance(exc, RAW_ERRORS) and not _came_through_sqlalchemy(exc):
         return None
@@ -75,8 +74,7 @@ def trouble_of(exc: BaseException) -> Trouble | None:
     if code is None:
         if _is_unencodable(exc):
             return Trouble.BAD_VALUE
-        is_unavailable = is_transient(exc) or _is_operational_of_psycopg(exc)
-        return Trouble.UNAVAILABLE if is_unavailable else None
+        return Trouble.UNAVAILABLE if is_transient(exc) else None
     return _trouble_of_code(code, exc)
 
 
@@ -147,17 +145,6 @@ def _is_unencodable(exc: BaseException) -> bool:
     if isinstance(exc, UnicodeEncodeError):
         return True
     return isinstance(exc, sa_exc.DataError) and bool(re.search(r"\bNUL\b", str(exc.orig)))
-
-
-def _is_operational_of_psycopg(exc: BaseException) -> bool:
-    """Say whether psycopg could not connect, or lost a connection, which it does not tell apart.
-
-    Those of its errors that the server has sent on a connection have a SQLSTATE.
-    """
-    psycopg: Any = sys.modules.get("psycopg")  # users pick their drivers
-    return psycopg is not None and any(
-        isinstance(one, psycopg.OperationalError) for one in _driver_errors(exc)
-    )
 
 
 def _came_through_sqlalchemy(exc: BaseException) -> bool:
