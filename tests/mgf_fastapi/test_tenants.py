@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping  # noqa: TC003 - FastAPI reads these from signatures
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -36,6 +37,8 @@ from mgf.fastapi.db import (
     TenantLogFilter,
     committing,
     current_tenant_id,
+    install_error_handlers,
+    problem_responses,
     scoped_session,
     session_scope,
     setup_db,
@@ -214,6 +217,57 @@ async def test_a_request_without_a_right_tenant_is_refused(
     assert response.status_code == status
     # RFC 9110, section 15.5.2: a 401 names what would be accepted.
     assert ("WWW-Authenticate" in response.headers) == (status == 401)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "code", "detail"),
+    [
+        ("/header", {}, 401, "tenant-missing", "the header X-Tenant-Id is missing"),
+        (
+            "/header",
+            {"X-Tenant-Id": "1"},
+            400,
+            "tenant-malformed",
+            "the header X-Tenant-Id is no UUID",
+        ),
+        (
+            "/subdomain",
+            {"Host": "nobody.example.com"},
+            403,
+            "tenant-refused",
+            "no tenant has the sub-domain nobody",
+        ),
+    ],
+)
+async def test_a_refusal_is_a_problem_document_where_the_handlers_are_installed(
+    world: World, path: str, headers: dict[str, str], status: int, code: str, detail: str
+) -> None:
+    app = make_app(router, world.app)
+    async with serving(app) as client:
+        plain = await client.get(path, headers=headers)
+    install_error_handlers(app := make_app(router, world.app))
+    async with serving(app) as client:
+        problem = await client.get(path, headers=headers)
+
+    assert plain.json() == {"detail": detail}
+    assert problem.headers["content-type"] == "application/problem+json"
+    assert problem.json() == {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    challenge = "WWW-Authenticate"
+    assert problem.headers.get(challenge) == plain.headers.get(challenge)
+
+
+async def test_an_http_exception_of_the_applications_own_stays_as_it_is(world: World) -> None:
+    install_error_handlers(app := make_app(router, world.app))
+    async with serving(app) as client:
+        headers = {"Authorization": "a", "X-Tenant-Id": str(UUID(int=1))}
+        response = await client.get("/own", headers=headers)
+    assert (response.status_code, response.json()) == (403, {"detail": "Forbidden"})
 
 
 async def test_two_headers_are_not_one_tenant(client: httpx.AsyncClient, world: World) -> None:
@@ -526,6 +580,17 @@ def test_openapi_shows_the_parameters_and_the_refusals() -> None:
         assert parameter["schema"]["format"] == "uuid"
     assert {"400", "401", "403"} <= set(header["responses"])
     assert "WWW-Authenticate" in header["responses"]["401"]["headers"]
+
+
+def test_openapi_shows_refusals_beside_the_troubles_of_the_same_status() -> None:
+    responses = problem_responses(tenants=True)
+
+    problem = responses[403]["content"]["application/problem+json"]["schema"]
+    assert problem["properties"]["code"]["enum"] == ["row-refused", "tenant-refused"]
+    assert "may not write this row. The tenant is not allowed." in responses[403]["description"]
+    assert "application/json" in responses[403]["content"]
+    assert "WWW-Authenticate" in responses[401]["headers"]
+    assert set(responses) == {400, 401, *problem_responses()}
 
 
 async def test_another_header_and_another_claim_can_be_named(world: World) -> None:

@@ -17,7 +17,6 @@ from settings import Settings
 
 from mgf.alembic import is_at_head
 from mgf.fastapi.db import (
-    TENANT_RESPONSES,
     CancelOnDisconnect,
     health_router,
     install_error_handlers,
@@ -56,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health_router())
     for router in (invoices.router, jobs.router):
         # What any request may be answered with, for OpenAPI.
-        app.include_router(router, responses=TENANT_RESPONSES | problem_responses())
+        app.include_router(router, responses=problem_responses(tenants=True))
     return app
 
 

@@ -14,8 +14,8 @@ try:
     from mgf.fastapi.db._health import Health, check_database, health_router
     from mgf.fastapi.db._pool import pool_figures
     from mgf.fastapi.db._problem import Problem
+    from mgf.fastapi.db._refusal import TENANT_RESPONSES, TenantRefusedError
     from mgf.fastapi.db._resolvers import (
-        TENANT_RESPONSES,
         tenant_from_claim,
         tenant_from_header,
         tenant_from_path,
@@ -54,6 +54,7 @@ __all__ = [
     "SessionEndedError",
     "StreamingSessionDep",
     "TenantLogFilter",
+    "TenantRefusedError",
     "TransactionAbortedError",
     "TransactionDep",
     "Trouble",

@@ -11,6 +11,12 @@ from starlette.requests import Request
 
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db._problem import PROBLEMS, Problem, describe
+from mgf.fastapi.db._refusal import (
+    CHALLENGE,
+    REFUSALS,
+    TENANT_RESPONSES,
+    TenantRefusedError,
+)
 from mgf.fastapi.db._trouble import (
     RAW_ERRORS,
     Trouble,
@@ -36,6 +42,20 @@ _log = logging.getLogger("mgf.fastapi.db")
 _DRIVER_ERRORS = {"asyncpg": ("PostgresError", "InterfaceError"), "psycopg": ("Error",)}
 
 
+# What FastAPI answers with itself. It documents its 422 only where the application documents none.
+_DETAIL = {
+    "title": "Detail",
+    "type": "object",
+    "required": ["detail"],
+    "properties": {"detail": {"type": "string"}},
+}
+_VALIDATION_ERROR = {
+    "title": "ValidationError",
+    "type": "object",
+    "properties": {"detail": {"type": "array", "items": {"type": "object"}}},
+}
+
+
 def install_error_handlers(app: FastAPI, *, overrides: Overrides | None = None) -> None:
     """Answer database trouble with problem documents (RFC 9457) instead of a 500.
 
@@ -45,8 +65,10 @@ def install_error_handlers(app: FastAPI, *, overrides: Overrides | None = None) 
     the logger ``mgf.fastapi.db``, at level WARNING for a 5xx, else INFO.
 
     Everything else is raised again, and becomes the 500 that the server logs. So does every
-    error of a WebSocket. A handler that the application has for one of SQLAlchemy's or the
-    driver's classes stays, and one for a more specific class wins.
+    error of a WebSocket. A `TenantRefusedError` becomes a problem document too, with its own status
+    and detail; any other ``HTTPException`` is none of this function's business. A handler that the
+    application has for one of these classes, SQLAlchemy's or the driver's stays, and one for a more
+    specific class wins.
 
     Args:
         app: the application, before it is served. A mounted one needs handlers of its own.
@@ -72,12 +94,18 @@ def install_error_handlers(app: FastAPI, *, overrides: Overrides | None = None) 
         _note(connection, exc, trouble, response.status_code)
         return response
 
+    app.exception_handlers.setdefault(TenantRefusedError, _answer_refusal)
     for handled in (sa_exc.DBAPIError, sa_exc.TimeoutError, *RAW_ERRORS, *_driver_errors()):
         app.exception_handlers.setdefault(handled, answer)
 
 
+async def _answer_refusal(_connection: Request | WebSocket, exc: TenantRefusedError) -> Response:
+    problem = Problem(status=exc.status_code, detail=exc.detail)
+    return problem.response(exc.code, exc.headers)
+
+
 def problem_responses(
-    *troubles: Trouble, overrides: Overrides | None = None
+    *troubles: Trouble, overrides: Overrides | None = None, tenants: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI shall say of the answers, for ``responses=`` of an app, router or route.
 
@@ -85,14 +113,28 @@ def problem_responses(
         troubles: which; all unless given.
         overrides: those of `install_error_handlers`. What they give to a function, or leave a
             500, is not described.
+        tenants: describe the refusals of a tenant too, together with the troubles of the same
+            status: ``TENANT_RESPONSES | problem_responses()`` would lose one of them.
     """
     answers = {**PROBLEMS, **_checked(overrides)}
-    by_status: dict[int, dict[Trouble, Problem]] = {}
-    for trouble in troubles or Trouble:
-        problem = answers[trouble]
+    told: dict[str, Problem | Answer | None] = {
+        trouble.value: answers[trouble] for trouble in troubles or Trouble
+    }
+    by_status: dict[int, dict[str, Problem]] = {}
+    for code, problem in (told | dict(REFUSALS) if tenants else told).items():
         if isinstance(problem, Problem):
-            by_status.setdefault(problem.status, {})[trouble] = problem
-    return {status: describe(status, problems) for status, problems in by_status.items()}
+            by_status.setdefault(problem.status, {})[code] = problem
+    plain: dict[int | str, dict[str, Any]] = {422: _VALIDATION_ERROR}
+    if tenants:
+        # Of what says who is calling, such as those of fastapi.security.
+        plain |= dict.fromkeys(TENANT_RESPONSES, _DETAIL)
+    described: dict[int | str, dict[str, Any]] = {
+        status: describe(status, problems, plain=plain.get(status))
+        for status, problems in by_status.items()
+    }
+    if tenants:
+        described[401].setdefault("headers", {}).update(CHALLENGE)
+    return described
 
 
 def _checked(overrides: Overrides | None) -> Overrides:

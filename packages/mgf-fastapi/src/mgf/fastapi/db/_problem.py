@@ -41,15 +41,24 @@ class Problem:
     title: str | None = None
     retry_after: int | None = None
 
-    def response(self, trouble: Trouble) -> ProblemResponse:
-        """Return the response, whose member ``code`` names the kind of trouble."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+    def response(
+        self, code: Trouble | str, headers: Mapping[str, str] | None = None
+    ) -> ProblemResponse:
+        """Return the response, whose member ``code`` names the kind of trouble.
+
+        Args:
+            code: the kind.
+            headers: more headers.
+        """
+        headers = dict(headers or {})
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
         body = {
             "type": self.type,
             "title": self.title or HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
-            "code": trouble.value,
+            "code": str(code),
         }
         return ProblemResponse(body, self.status, headers)
 
@@ -76,8 +85,16 @@ PROBLEMS: Mapping[Trouble, Problem] = {
 }
 
 
-def describe(status: int, problems: Mapping[Trouble, Problem]) -> dict[str, Any]:
-    """Return the OpenAPI response object of the problems with this status."""
+def describe(
+    status: int, problems: Mapping[str, Problem], *, plain: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the OpenAPI response object of the problems with this status.
+
+    Args:
+        status: the status.
+        problems: the problems by their code.
+        plain: the schema of what FastAPI itself may answer with this status.
+    """
     schema = {
         "title": "Problem",
         "description": "A problem document, RFC 9457.",
@@ -88,7 +105,7 @@ def describe(status: int, problems: Mapping[Trouble, Problem]) -> dict[str, Any]
             "title": {"type": "string"},
             "status": {"type": "integer", "const": status},
             "detail": {"type": "string"},
-            "code": {"type": "string", "enum": [trouble.value for trouble in problems]},
+            "code": {"type": "string", "enum": list(problems)},
         },
     }
     described: dict[str, Any] = {
@@ -102,14 +119,6 @@ def describe(status: int, problems: Mapping[Trouble, Problem]) -> dict[str, Any]
                 "schema": {"type": "integer"},
             }
         }
-    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        # FastAPI documents its own 422 only where the application documents none.
-        described["content"]["application/json"] = {"schema": _VALIDATION_ERROR}
+    if plain is not None:
+        described["content"]["application/json"] = {"schema": plain}
     return described
-
-
-_VALIDATION_ERROR = {
-    "title": "ValidationError",
-    "type": "object",
-    "properties": {"detail": {"type": "array", "items": {"type": "object"}}},
-}

@@ -1,35 +1,27 @@
 """Dependencies that say which tenant a request is about, or refuse it.
 
-Each answers 401 when the tenant is missing, 400 when it is malformed, 403 when it is not allowed,
-and never takes another one instead.
+Each answers 401 when the tenant is missing, 400 when it is malformed, 403 when it is not allowed
+(`TenantRefusedError`), and never takes another one instead.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from uuid import UUID  # noqa: TC003 - FastAPI reads it from the signatures below
 
-from fastapi import Depends, Header, HTTPException, Path
+from fastapi import Depends, Header, Path
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from mgf.common.exceptions import AppConfigError
+from mgf.fastapi.db._refusal import TenantRefusedError
 from mgf.sqlalchemy import parse_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, section 2.1
-
-TENANT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "The tenant is malformed"},
-    401: {
-        "description": "The tenant is missing",
-        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    },
-    403: {"description": "The tenant is not allowed"},
-}
 
 
 def tenant_from_header(name: str = "X-Tenant-Id") -> Callable[..., Awaitable[UUID]]:
@@ -43,9 +35,9 @@ def tenant_from_header(name: str = "X-Tenant-Id") -> Callable[..., Awaitable[UUI
     async def read(request: HTTPConnection) -> UUID:
         values = request.headers.getlist(name)
         if not values:
-            raise HTTPException(401, f"the header {name} is missing", challenge)
+            raise TenantRefusedError(401, f"the header {name} is missing", challenge)
         if len(values) > 1:
-            raise HTTPException(400, f"the header {name} was sent more than once")
+            raise TenantRefusedError(400, f"the header {name} was sent more than once")
         return _parse(values[0], f"the header {name}")
 
     async def get_tenant_from_header(
@@ -107,7 +99,7 @@ def tenant_from_subdomain(
         found = lookup(label, request)
         tenant = await found if inspect.isawaitable(found) else found
         if tenant is None:
-            raise HTTPException(403, f"no tenant has the sub-domain {label}")
+            raise TenantRefusedError(403, f"no tenant has the sub-domain {label}")
         return tenant
 
     return get_tenant_from_subdomain
@@ -129,7 +121,7 @@ def tenant_from_claim(
         claims: Mapping[str, Any] | None = Depends(get_claims),
     ) -> UUID:
         if claims is None or claims.get(claim) is None:
-            raise HTTPException(
+            raise TenantRefusedError(
                 401, f"the claim {claim} is missing", {"WWW-Authenticate": challenge}
             )
         return _parse(claims[claim], f"the claim {claim}")
@@ -141,21 +133,21 @@ def _parse(value: object, what: str) -> UUID:
     try:
         return parse_tenant(value)
     except ValueError:
-        raise HTTPException(400, f"{what} is no UUID") from None
+        raise TenantRefusedError(400, f"{what} is no UUID") from None
 
 
 def _label(hosts: list[str], ending: str) -> str:
     if len(hosts) != 1:
-        raise HTTPException(400, "a request has one Host")
+        raise TenantRefusedError(400, "a request has one Host")
     host = hosts[0].lower()
     host = re.sub(r":\d*$", "", host).removesuffix(".")
     if host == ending[1:]:
-        raise HTTPException(
+        raise TenantRefusedError(
             401,
             "the tenant's sub-domain is missing",
             {"WWW-Authenticate": f'Tenant realm="{ending[1:]}"'},
         )
     label = host.removesuffix(ending)
     if label == host or not _LABEL.fullmatch(label):
-        raise HTTPException(400, f"the Host is no sub-domain of {ending[1:]}")
+        raise TenantRefusedError(400, f"the Host is no sub-domain of {ending[1:]}")
     return label
