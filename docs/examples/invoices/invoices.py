@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date  # noqa: TC003 - pydantic reads it from the annotations
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from models import Invoice
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,17 +47,21 @@ class InvoicePage(BaseModel):
     )
 
 
-@router.get("")
+@router.get("", responses={200: {"headers": {"Link": {"schema": {"type": "string"}}}}})
 async def list_invoices(
     session: TenantSessionDep,
+    response: Response,
     after: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> InvoicePage:
     # One more than asked for tells whether there is a next page.
     some = select(Invoice).where(Invoice.id > after).order_by(Invoice.id).limit(limit + 1)
     rows = [InvoiceOut.model_validate(invoice) for invoice in await session.scalars(some)]
-    page = rows[:limit]
-    return InvoicePage(invoices=page, next=page[-1].id if len(rows) > limit else None)
+    page = InvoicePage(invoices=rows[:limit], next=None)
+    if len(rows) > limit:
+        page.next = page.invoices[-1].id
+        response.headers["Link"] = f'<?after={page.next}&limit={limit}>; rel="next"'  # RFC 8288
+    return page
 
 
 @router.get("/export", response_class=StreamingResponse, responses={200: {"content": {NDJSON: {}}}})

@@ -74,6 +74,16 @@ async def test_following_next_reads_every_invoice_once(acme: AsyncClient) -> Non
     assert pages == [created[:2], created[2:]]
 
 
+async def test_following_the_links_reads_every_invoice_once(acme: AsyncClient) -> None:
+    created = await create_three(acme)
+
+    first = await acme.get("/invoices", params={"limit": 2})
+    last = await acme.get(first.url.join(first.links["next"]["url"]))
+
+    assert first.json()["invoices"] + last.json()["invoices"] == created
+    assert "next" not in last.links
+
+
 async def test_the_export_has_every_invoice(acme: AsyncClient) -> None:
     created = await create_three(acme)
 
