@@ -14,7 +14,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import textwrap
 import time
 from contextlib import contextmanager, suppress
@@ -56,11 +55,21 @@ if TYPE_CHECKING:
     from steps import Answer
 
 
+# In the folder .venv that run.py has made.
+PAGE = Path(sys.prefix, "invoices.html")
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
     parser.add_argument("--serve", action="store_true", help="keep the service running afterwards")
     parser.add_argument("--port", type=int, default=0, help="port of the service; a free one")
-    parser.add_argument("--report", metavar="FILE", help="for the page; a temporary one")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        default=PAGE,
+        help="for the page; %(default)s, over the one of the last tour",
+    )
     options = parser.parse_args(arguments)
     # Always a server of its own: the tour makes a role, which belongs to a whole server.
     os.environ.pop("MGF_TEST_DATABASE_URL", None)
@@ -82,7 +91,7 @@ def interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def run(*, serve: bool, port: int, page: str | None) -> int:
+def run(*, serve: bool, port: int, page: Path) -> int:
     key = secrets.token_hex()
     with TemporaryPostgres() as server:
         app_url = prepare(server.url, secrets.token_hex())
@@ -228,13 +237,10 @@ def check_truth(owner: URL) -> list[str]:
     return [f"the database holds other rows than those that their tenants wrote: {truth}"]
 
 
-def prove(app: URL, page: str | None) -> list[str]:
+def prove(app: URL, page: Path) -> list[str]:
     """Print what the library's audit and probe find, and write it to a page."""
     found = examine(app)
-    if page is None:
-        file, page = tempfile.mkstemp(prefix="invoices-", suffix=".html")
-        os.close(file)
-    Path(page).write_text(found.to_html(), encoding="utf-8")
+    page.write_text(found.to_html(), encoding="utf-8")
     print(f"\n{found.render()}The same as a page: {page}")
     return [] if found.ok else ["the database has mistakes, or could not be tried: see above"]
 
