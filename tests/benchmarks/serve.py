@@ -1,24 +1,23 @@
-"""Drive a service with hundreds of clients while backends are killed and clients disconnect.
+"""Drive the example application with hundreds of clients, while backends are killed and clients go.
 
     uv run python tests/benchmarks/serve.py [--clients 200] [--requests 100000] [--seconds 60]
 
 First, in peace: what a request with a session of `scoped_session` costs against one of a
-hand-written dependency with a plain session, in turns. Then the load, under faults. Exit code 1
+hand-written dependency with a plain session, in turns. Then the load: backends are killed, the
+server is restarted, clients leave. Exit code 1
 when a response held a foreign row, a commit that was answered is lost, a request got a 500, or a
 connection stayed checked out or in a transaction.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
-import socket
+import secrets
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -30,30 +29,36 @@ from uuid import UUID
 import asyncpg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what pytest's `pythonpath` says
+sys.path += [str(Path(__file__).parents[2] / "docs/examples" / one) for one in ("invoices", "tour")]
 
-from harness.faults import KILL, KILL_ONE, OPEN_TRANSACTIONS, Ledger
+from benchmarks.faulty import Faults, make_parser, restartable
+from database import prepare
+from models import ROLE
+from steps import Tenant, make_token
+
+from harness.faults import OPEN_TRANSACTIONS, Ledger
 from harness.servers import dsn, run_sql
-from harness.tenants import APP_PASSWORD, new_world
-from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import AsyncGenerator, Iterator
 
     from sqlalchemy import URL
 
+    from mgf.sqlalchemy.testing import TemporaryPostgres
+
 TENANTS = 100
 ROWS = 20  # of each tenant, before the first request
-# Seconds that a client waits for an answer.
-PATIENCE = 30.0
-# Seconds between two faults, and what is drawn how often.
-PEACE = (0.2, 1.0)
-FAULTS = {"kill_one": 20, "kill_all": 4, "restart": 1}
+# Seconds that a client waits for an answer: longer than the service does for a connection.
+PATIENCE = 60.0
 # What clients do, and how often.
 ACTS = {"read": 60, "write": 30, "leave": 10}
 # Seconds after which a client leaves that does.
 LEAVES_WITHIN = 0.2
 # In peace.
 PEACEFUL_CLIENTS = 10
+
+Tokens = dict[UUID, str]
 
 
 class Answer(NamedTuple):
@@ -68,18 +73,22 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def send(self, request: str, tenant: UUID | None = None) -> asyncio.StreamReader:
+    async def send(self, request: str, token: str = "", body: Any = None) -> asyncio.StreamReader:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        headers = "" if tenant is None else f"X-Tenant-Id: {tenant}\r\n"
-        writer.write(f"{request} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
+        sent = b"" if body is None else json.dumps(body).encode()
+        headers = [
+            *(f"{request} HTTP/1.1", "Host: test", f"Content-Length: {len(sent)}"),
+            *("Content-Type: application/json", f"Authorization: Bearer {token}", "\r\n"),
+        ]
+        writer.write("\r\n".join(headers).encode() + sent)
         await writer.drain()
         return reader
 
-    async def ask(self, request: str, tenant: UUID | None = None) -> Answer:
+    async def ask(self, request: str, token: str = "", body: Any = None) -> Answer:
         async with asyncio.timeout(PATIENCE):
-            reader = await self.send(request, tenant)
+            reader = await self.send(request, token, body)
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
             body = await reader.readexactly(length)
@@ -100,10 +109,11 @@ class Load:
     dice: random.Random
     numbers: Iterator[int]
     deadline: float
-    tenants: list[UUID]
+    tokens: Tokens
     ledger: Ledger = field(default_factory=Ledger)
     answers: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
+    last_id: int = 0
 
     async def client(self) -> None:
         connection = Connection(self.port)
@@ -113,7 +123,7 @@ class Load:
             (act,) = self.dice.choices(list(ACTS), list(ACTS.values()))
             started = time.monotonic()
             try:
-                answer = await getattr(self, act)(connection, self.dice.choice(self.tenants))
+                answer = await getattr(self, act)(connection, self.dice.choice(list(self.tokens)))
             except (OSError, EOFError, TimeoutError) as exc:
                 # A timeout is one too: no server is that slow.
                 self.answers[type(exc).__name__] += 1
@@ -124,27 +134,35 @@ class Load:
         connection.close()
 
     async def read(self, connection: Connection, tenant: UUID) -> Answer:
-        answer = await connection.ask("GET /notes", tenant)
+        after = self.dice.randint(0, self.last_id)
+        answer = await connection.ask(f"GET /invoices?after={after}", self.tokens[tenant])
         if answer.status == 200:
-            self.ledger.foreign += [note for owner, note in answer.body if UUID(owner) != tenant]
+            customers = [invoice["customer"] for invoice in answer.body["invoices"]]
+            self.ledger.foreign += [one for one in customers if not one.startswith(str(tenant))]
         return answer
 
     async def write(self, connection: Connection, tenant: UUID) -> Answer:
-        note = self.ledger.open(tenant)
-        self.ledger.committing.add(note)
-        answer = await connection.ask(f"POST /notes/{note}", tenant)
+        note, invoice = self._new_invoice(tenant)
+        answer = await connection.ask("POST /invoices", self.tokens[tenant], invoice)
         if answer.status == 201:
             self.ledger.committed.add(note)
+            self.last_id = max(self.last_id, answer.body["id"])
         return answer
 
     async def leave(self, connection: Connection, tenant: UUID) -> None:
-        """Leave in the middle of a query, or of a write."""
-        note = self.ledger.open(tenant)
-        self.ledger.committing.add(note)
-        await connection.send(self.dice.choice(["GET /slow", f"POST /notes/{note}"]), tenant)
+        """Leave in the middle of a query, of a stream or of a write."""
+        request = self.dice.choice(["GET /slow", "GET /invoices/export", "POST /invoices"])
+        invoice = self._new_invoice(tenant)[1] if request.startswith("POST") else None
+        await connection.send(request, self.tokens[tenant], invoice)
         await asyncio.sleep(self.dice.uniform(0, LEAVES_WITHIN))
         connection.close()
         self.answers["left"] += 1
+
+    def _new_invoice(self, tenant: UUID) -> tuple[str, dict[str, Any]]:
+        """Return a note, and an invoice whose customer is named by its tenant and that note."""
+        note = self.ledger.open(tenant)
+        self.ledger.committing.add(note)
+        return note, {"customer": f"{tenant} {note}", "amount": 1, "due": "2030-01-31"}
 
     def _note(self, answer: Answer, seconds: float) -> None:
         code = answer.body.get("code", "") if isinstance(answer.body, dict) else ""
@@ -153,44 +171,18 @@ class Load:
             self.seconds.append(seconds)
 
 
-@dataclass
-class Faults:
-    postgres: TemporaryPostgres
-    owner: URL
-    dice: random.Random
-    injected: Counter[str] = field(default_factory=Counter)
-
-    async def inject(self, is_over: asyncio.Event) -> None:
-        while not is_over.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(is_over.wait(), self.dice.uniform(*PEACE))
-            (name,) = self.dice.choices(list(FAULTS), list(FAULTS.values()))
-            await getattr(self, name)()
-            self.injected[name] += 1
-
-    async def kill_one(self) -> None:
-        await run_sql(self.owner, KILL_ONE)
-
-    async def kill_all(self) -> None:
-        await run_sql(self.owner, KILL)
-
-    async def restart(self) -> None:
-        await asyncio.to_thread(self.postgres.stop)
-        await asyncio.to_thread(self.postgres.start)
-
-
-async def compare(port: int, tenants: list[UUID], *, turns: int, requests: int) -> dict[str, str]:
+async def compare(port: int, tokens: Tokens, *, turns: int, requests: int) -> dict[str, str]:
     """Return what a request costs, in the service's processor time and in the client's."""
-    costs: dict[str, list[tuple[float, float]]] = {"/plain": [], "/notes": []}
+    costs: dict[str, list[tuple[float, float]]] = {"/plain": [], "/invoices": []}
     for turn in range(turns + 1):
         for path, taken in costs.items():
-            cost = await _turn(port, path, tenants, requests)
+            cost = await _turn(port, path, list(tokens.values()), requests)
             if turn > 0:  # the first one makes the connections
                 taken.append(cost)
     told = {}
     for name, which in (("processor", 0), ("wall", 1)):
         plain = [cost[which] for cost in costs["/plain"]]
-        scoped = [cost[which] for cost in costs["/notes"]]
+        scoped = [cost[which] for cost in costs["/invoices"]]
         ratios = [one / other for one, other in zip(scoped, plain, strict=True)]
         told[name] = (
             f"plain session {statistics.median(plain) * 1e6:.0f} us, "
@@ -200,12 +192,12 @@ async def compare(port: int, tenants: list[UUID], *, turns: int, requests: int) 
     return told
 
 
-async def _turn(port: int, path: str, tenants: list[UUID], requests: int) -> tuple[float, float]:
+async def _turn(port: int, path: str, tokens: list[str], requests: int) -> tuple[float, float]:
     async def client() -> None:
         connection = Connection(port)
         for number in range(requests // PEACEFUL_CLIENTS):
-            answer = await connection.ask(f"GET {path}", tenants[number % len(tenants)])
-            assert (answer.status, len(answer.body)) == (200, ROWS), answer
+            answer = await connection.ask(f"GET {path}", tokens[number % len(tokens)])
+            assert (answer.status, len(answer.body["invoices"])) == (200, ROWS), answer
         connection.close()
 
     before = await figures(port)
@@ -254,26 +246,33 @@ async def left_behind(port: int, owner: URL, *, patience: float = 30) -> dict[st
         await connection.close()
 
 
-async def make_database(postgres: TemporaryPostgres, tenants: list[UUID]) -> URL:
+async def make_rows(owner: URL, tenants: Tokens) -> None:
+    """Give each tenant its first rows, and put the same into a table that no policy protects."""
     names = ", ".join(f"('{tenant}'::uuid)" for tenant in tenants)
-    return await new_world(
-        postgres.url,
-        "CREATE INDEX ON invoice (tenant_id, id)",
-        f"INSERT INTO invoice (tenant_id, note) SELECT tenant, gen_random_uuid()"
-        f" FROM (VALUES {names}) AS t (tenant), generate_series(1, {ROWS})",
-        "CREATE TABLE plain_invoice (LIKE invoice INCLUDING ALL)",
-        "INSERT INTO plain_invoice OVERRIDING SYSTEM VALUE SELECT * FROM invoice",
-        "GRANT SELECT ON plain_invoice TO app",
-        "ANALYZE",
+    rows = f"(VALUES {names}) AS t (tenant), generate_series(1, {ROWS})"
+    await run_sql(
+        owner,
+        f"""
+        INSERT INTO invoice (tenant_id, customer, amount, due)
+        SELECT tenant, tenant || ' ' || gen_random_uuid(), 100, current_date FROM {rows};
+        CREATE TABLE plain_invoice (LIKE invoice INCLUDING ALL);
+        INSERT INTO plain_invoice OVERRIDING SYSTEM VALUE SELECT * FROM invoice;
+        GRANT SELECT ON plain_invoice TO {ROLE};
+        ANALYZE;
+        """,
     )
 
 
 @asynccontextmanager
-async def serving(url: URL) -> AsyncGenerator[int]:
+async def serving(url: URL, key: str) -> AsyncGenerator[int]:
     """Start the service, yield its port, and end it."""
-    program = Path(__file__).with_name("served.py")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, program, url.render_as_string(hide_password=False)),
+        *(
+            sys.executable,
+            Path(__file__).with_name("served.py"),
+            url.render_as_string(hide_password=False),
+            key,
+        ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -286,30 +285,28 @@ async def serving(url: URL) -> AsyncGenerator[int]:
         await process.wait()
 
 
-async def drive(postgres: TemporaryPostgres, options: argparse.Namespace) -> int:
-    dice = random.Random(options.seed)
-    tenants = [UUID(int=dice.getrandbits(128)) for _ in range(TENANTS)]
-    owner = await make_database(postgres, tenants)
-    app = owner.set(
-        drivername=f"postgresql+{options.driver}", username="app", password=APP_PASSWORD
-    )
-    async with serving(app) as port:
-        compared = await compare(port, tenants, turns=options.turns, requests=options.per_turn)
+async def drive(
+    postgres: TemporaryPostgres, app: URL, key: str, tokens: Tokens, options: argparse.Namespace
+) -> int:
+    async with serving(app, key) as port:
+        await figures(port)  # it has started, which it would not do beside an unprotected table
+        await make_rows(postgres.url, tokens)
+        compared = await compare(port, tokens, turns=options.turns, requests=options.per_turn)
         for name, told in compared.items():
             print(f"{name} time of a request: {told}", flush=True)
         started = time.monotonic()
-        load = Load(port, dice, iter(range(options.requests)), started + options.seconds, tenants)
-        faults = Faults(postgres, owner, random.Random(f"{options.seed}.faults"))
+        dice = random.Random(options.seed)
+        load = Load(port, dice, iter(range(options.requests)), started + options.seconds, tokens)
+        faults = Faults(postgres, postgres.url, random.Random(f"{options.seed}.faults"))
         is_over = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            # Not cancelled: a server that is being restarted has to come back.
-            group.create_task(faults.inject(is_over))
             health = group.create_task(ask_health(port, is_over))
-            await asyncio.gather(*(load.client() for _ in range(options.clients)))
+            await faults.meet(asyncio.gather(*(load.client() for _ in range(options.clients))))
             is_over.set()
         elapsed = time.monotonic() - started
-        left = await left_behind(port, owner)
-    audit = await load.ledger.audit(owner)
+        left = await left_behind(port, postgres.url)
+    written = "SELECT split_part(customer, ' ', 2), tenant_id FROM invoice"
+    audit = await load.ledger.audit(postgres.url, written)
     return report(load, faults, health.result(), elapsed, {**audit._asdict(), **left})
 
 
@@ -338,23 +335,22 @@ def report(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, seconds=60)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--turns", type=int, default=10, help="of the comparison in peace")
     parser.add_argument("--per-turn", type=int, default=500, help="requests of each kind")
-    parser.add_argument("--driver", choices=("asyncpg", "psycopg"), default="asyncpg")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     print(f"seed {options.seed}, driver {options.driver}, {options.clients} clients", flush=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        TemporaryPostgres(data_dir=Path(folder) / "data", port=port) as postgres,
-    ):
-        return asyncio.run(drive(postgres, options))
+    key = secrets.token_hex()
+    dice = random.Random(options.seed)
+    tenants = [UUID(int=dice.getrandbits(128)) for _ in range(TENANTS)]
+    tokens = {tenant: make_token(key, Tenant("", tenant)) for tenant in tenants}
+    with restartable() as postgres:
+        app = prepare(postgres.url, secrets.token_hex()).set(
+            drivername=f"postgresql+{options.driver}"
+        )
+        return asyncio.run(drive(postgres, app, key, tokens, options))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The service that serve.py drives, in a process of its own.
+"""The example application that serve.py drives, in a process of its own.
 
-    python served.py URL
+    python served.py URL KEY
 
-It listens on a port that was free, says which on its first line of output, and ends with its
-standard input.
+Beside its own routes there are those that only the measuring needs. It listens on a port that was
+free, says which on its first line of output, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -13,108 +13,86 @@ import logging
 import socket
 import sys
 import time
-from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import uvicorn
-from fastapi import Depends, FastAPI, Header, Request
-from sqlalchemy import text
+from fastapi import APIRouter, Depends, Request
+from sqlalchemy import column, make_url, select, table, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import aliased
 
-from mgf.fastapi.db import (
-    CancelOnDisconnect,
-    committing,
-    health_router,
-    install_error_handlers,
-    pool_figures,
-    scoped_session,
-    setup_db,
-    tenant_from_header,
-)
+sys.path += [str(Path(__file__).parents[2] / "docs/examples" / one) for one in ("invoices", "tour")]
+
+from app import create_app
+from invoices import InvoiceOut, InvoicePage
+from models import Invoice
+from tenants import TenantDep, TenantSessionDep  # noqa: TC002 - FastAPI reads them
+from tour import make_settings
+
+from mgf.fastapi.db import pool_figures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-# Few enough that 200 clients have to wait for each other, and some in vain.
-POOL = {"pool_size": 10, "max_overflow": 5, "pool_timeout": 5}
-
-# No filter on the tenant: what it returns is the policy's doing alone.
-READ = text("SELECT tenant_id, note FROM invoice ORDER BY id DESC LIMIT 20")
-READ_PLAIN = text(
-    "SELECT tenant_id, note FROM plain_invoice WHERE tenant_id = :tenant ORDER BY id DESC LIMIT 20"
-)
-WRITE = text("INSERT INTO invoice (note) VALUES (:note)")
+# As `setup_db` makes it unless it is told otherwise: clients have to wait for each other.
+POOL = {"pool_size": 5, "max_overflow": 10}
 SLOW = text("SELECT pg_sleep(3600)")
+# The same rows in a table that no policy protects.
+columns: Any = Invoice.__table__.columns
+unprotected = table("plain_invoice", *(column(one.name, one.type) for one in columns))
+PlainInvoice = aliased(Invoice, unprotected, adapt_on_names=True)
 
-Tenant = Annotated[UUID, Header(alias="X-Tenant-Id")]
-
-get_tenant_session = scoped_session(tenant_from_header())
-Scoped = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
-ScopedTransaction = Annotated[
-    AsyncSession, Depends(committing(get_tenant_session), scope="function")
-]
+router = APIRouter()
 
 
-async def plain(request: Request) -> AsyncGenerator[AsyncSession]:
+async def get_plain_session(request: Request) -> AsyncGenerator[AsyncSession]:
     """What services write by hand."""
     async with request.app.state.plain_sessionmaker() as session:
         yield session
 
 
-Plain = Annotated[AsyncSession, Depends(plain, scope="function")]
+PlainSessionDep = Annotated[AsyncSession, Depends(get_plain_session, scope="function")]
 
 
-def make_app(url: str) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        options: dict[str, Any] = POOL
-        engine = create_async_engine(url, **options)
-        app.state.plain_sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
-        async with setup_db(app, database_url=url, **options):
-            yield
-        await engine.dispose()
-
-    app = FastAPI(lifespan=lifespan)
-    app.add_middleware(CancelOnDisconnect)
-    app.include_router(health_router())
-    install_error_handlers(app)
-
-    @app.get("/notes")
-    async def read(session: Scoped) -> list[tuple[UUID, str]]:
-        return [(row.tenant_id, row.note) for row in await session.execute(READ)]
-
-    @app.get("/plain")
-    async def read_plain(session: Plain, tenant: Tenant) -> list[tuple[UUID, str]]:
-        rows = await session.execute(READ_PLAIN, {"tenant": tenant})
-        return [(row.tenant_id, row.note) for row in rows]
-
-    @app.post("/notes/{note}", status_code=201)
-    async def write(note: str, session: ScopedTransaction) -> None:
-        await session.execute(WRITE, {"note": note})
-
-    @app.get("/slow")
-    async def slow(session: Scoped) -> None:
-        await session.execute(SLOW)
-
-    @app.get("/figures")
-    async def figures(request: Request) -> dict[str, float]:
-        return {"processor": time.process_time(), **pool_figures(request.app.state.mgf_db_engine)}
-
-    return app
+@router.get("/plain")
+async def list_by_hand(
+    session: PlainSessionDep, tenant: TenantDep, after: int = 0, limit: int = 50
+) -> InvoicePage:
+    """The example's page of invoices, with a filter on the tenant in the query."""
+    some = select(PlainInvoice).where(PlainInvoice.tenant_id == tenant, PlainInvoice.id > after)
+    rows = await session.scalars(some.order_by(PlainInvoice.id).limit(limit + 1))
+    page = [InvoiceOut.model_validate(invoice) for invoice in rows]
+    return InvoicePage(invoices=page[:limit], next=None)
 
 
-async def main(url: str) -> None:
+@router.get("/slow")
+async def be_slow(session: TenantSessionDep) -> None:
+    await session.execute(SLOW)
+
+
+@router.get("/figures")
+async def tell_figures(request: Request) -> dict[str, float]:
+    return {"processor": time.process_time(), **pool_figures(request.app.state.mgf_db_engine)}
+
+
+async def main(url: str, key: str) -> None:
     logging.disable(logging.CRITICAL)  # each broken connection is told of, by several libraries
+    app = create_app(make_settings(make_url(url), key))
+    options: dict[str, Any] = POOL
+    engine = create_async_engine(url, **options)
+    app.state.plain_sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
+    app.include_router(router)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        config = uvicorn.Config(make_app(url), access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, access_log=False, timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         print(listener.getsockname()[1], flush=True)
         await asyncio.to_thread(sys.stdin.read)
         server.should_exit = True
         await serving
+    await engine.dispose()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -10,73 +10,59 @@ are drawn, not the moment at which the server's answers meet them.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import random
-import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what pytest's `pythonpath` says
 
-from harness.faults import KILL, KILL_ONE, Cancelling, Ledger, is_clear, left_behind, unit
+from benchmarks.faulty import Faults, make_parser, restartable
+
+from harness.faults import Cancelling, Ledger, is_clear, left_behind, unit
 from harness.proxy import Proxy, proxied
-from harness.servers import run_sql
 from harness.tenants import APP_PASSWORD, new_world
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 from mgf.sqlalchemy.errors import sqlstate
-from mgf.sqlalchemy.testing import TemporaryPostgres
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import argparse
+    from collections.abc import Iterator, Mapping
 
-    from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from mgf.sqlalchemy.testing import TemporaryPostgres
 
 TENANTS = 1000
 WORKERS = 24
 CONNECTIONS = 6
 # Seconds that a unit may take, black holes included; also the longest wait for a connection.
 LIMIT = 3.0
-# Seconds between two faults.
-PEACE = (0.05, 0.5)
 # One unit in so many is cancelled, at one of its first suspensions.
 CANCEL_ONE_IN = 20
 SUSPENSIONS = 16
-# How often each of the faults is drawn.
-WEIGHTS = {"kill_one": 20, "kill_all": 8, "cut": 8, "lose_answers": 8, "swallow": 2, "restart": 1}
 
 
 @dataclass
-class Faults:
-    """What breaks, each as often as its weight says."""
+class NetworkFaults(Faults):
+    """The server's, and those of the network before it."""
 
-    postgres: TemporaryPostgres
-    proxy: Proxy
-    owner: URL
-    dice: random.Random
-    injected: Counter[str] = field(default_factory=Counter)
-
-    async def inject(self, is_over: asyncio.Event) -> None:
-        names, weights = zip(*WEIGHTS.items(), strict=True)
-        while not is_over.is_set():
-            await asyncio.sleep(self.dice.uniform(*PEACE))
-            (name,) = self.dice.choices(names, weights)
-            await getattr(self, name)()
-            self.injected[name] += 1
-
-    async def kill_one(self) -> None:
-        await run_sql(self.owner, KILL_ONE)
-
-    async def kill_all(self) -> None:
-        await run_sql(self.owner, KILL)
+    proxy: Proxy = field(kw_only=True)
+    peace: ClassVar[tuple[float, float]] = (0.05, 0.5)
+    weights: ClassVar[Mapping[str, int]] = {
+        "kill_one": 20,
+        "kill_all": 8,
+        "restart": 1,
+        "cut": 8,
+        "lose_answers": 8,
+        "swallow": 2,
+    }
 
     async def cut(self) -> None:
         self.proxy.cut()
@@ -90,10 +76,6 @@ class Faults:
         self.proxy.swallow()
         await asyncio.sleep(self.dice.uniform(0, 2 * LIMIT))
         self.proxy.cut()
-
-    async def restart(self) -> None:
-        await asyncio.to_thread(self.postgres.stop)
-        await asyncio.to_thread(self.postgres.start)
 
 
 @dataclass
@@ -147,8 +129,9 @@ async def soak(postgres: TemporaryPostgres, options: argparse.Namespace) -> int:
     async with proxied(app) as proxy:
         engine = create_engine(proxy.url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=LIMIT)
         work = Work(engine, dice, iter(range(options.units)), started + options.seconds)
-        faults = Faults(postgres, proxy, owner, random.Random(f"{options.seed}.faults"))
-        await _until_done(work, faults)
+        dice_of_faults = random.Random(f"{options.seed}.faults")
+        faults = NetworkFaults(postgres, owner, dice_of_faults, proxy=proxy)
+        await faults.meet(asyncio.gather(*(work.run() for _ in range(WORKERS))))
         proxy.cut()
         left = await left_behind(engine, owner)
         audit = await work.ledger.audit(owner)
@@ -172,31 +155,14 @@ async def soak(postgres: TemporaryPostgres, options: argparse.Namespace) -> int:
     return int(any((*audit, *left, work.unclear)))
 
 
-async def _until_done(work: Work, faults: Faults) -> None:
-    is_over = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        # Not cancelled: a server that is being restarted has to come back.
-        group.create_task(faults.inject(is_over))
-        await asyncio.gather(*(work.run() for _ in range(WORKERS)))
-        is_over.set()
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, seconds=600)
     parser.add_argument("--units", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--driver", choices=("asyncpg", "psycopg"), default="asyncpg")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     for name in ("sqlalchemy.pool", "psycopg"):  # they tell of each connection that breaks
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        TemporaryPostgres(data_dir=Path(folder) / "data", port=port) as postgres,
-    ):
+    with restartable() as postgres:
         return asyncio.run(soak(postgres, options))
 
 

@@ -33,12 +33,12 @@ STAGES = ("entered", "begun", "written", "read", "committed", "read again", "lef
 
 OPEN_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE usename = 'app' AND datname = current_database() AND xact_start IS NOT NULL
+    WHERE usename <> current_user AND datname = current_database() AND xact_start IS NOT NULL
 """
 # Waits until they have ended.
 KILL = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-    WHERE usename = 'app' AND datname = current_database()
+    WHERE usename <> current_user AND datname = current_database()
 """
 KILL_ONE = f"{KILL} ORDER BY random() LIMIT 1"
 
@@ -133,10 +133,10 @@ class Ledger:
         if note not in {other for _, other in found}:
             self.unseen.append(note)
 
-    async def audit(self, owner: URL) -> Audit:
+    async def audit(self, owner: URL, query: str = "SELECT note, tenant_id FROM invoice") -> Audit:
         connection = await asyncpg.connect(dsn(owner))
         try:
-            rows = await connection.fetch("SELECT note, tenant_id FROM invoice")
+            rows = await connection.fetch(query)
         finally:
             await connection.close()
         held = {note: tenant for note, tenant in rows if note in self.tenants}
