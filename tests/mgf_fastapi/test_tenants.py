@@ -49,7 +49,7 @@ from mgf.fastapi.db import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     import httpx
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -429,9 +429,13 @@ HANDSHAKE = (
 )
 
 
-async def test_a_websocket_of_no_tenant_is_refused_before_it_is_accepted(world: World) -> None:
+@pytest.mark.parametrize("install", [lambda app: None, install_error_handlers])
+async def test_a_websocket_of_no_tenant_is_refused_before_it_is_accepted(
+    world: World, install: Callable[[FastAPI], None]
+) -> None:
     """With no client of a library: some cannot read how some versions of uvicorn refuse."""
-    async with listening(make_app(router, world.app)) as port:
+    install(app := make_app(router, world.app))
+    async with listening(app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write("\r\n".join([*HANDSHAKE, "", ""]).encode())
         status = (await reader.readline()).split()[1]
