@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,7 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from mgf_sqlalchemy.testing.processes import ask
+from mgf_sqlalchemy.testing.processes import ask, eventually
 from sqlalchemy import Column, Integer, MetaData, NullPool, Table, Uuid
 
 from mgf.common.exceptions import AppConfigError
@@ -34,6 +36,9 @@ MADE_BY_LOGIN = """
     SELECT pg_get_userbyid(roleid) FROM pg_auth_members
     WHERE pg_get_userbyid(member) = 'kit_login' LIMIT 1
 """
+COPYING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE % TEMPLATE mgf_%'"
+)
 
 
 def plain(url: URL) -> str:
@@ -158,6 +163,44 @@ def test_what_policies_do_not_hold_is_refused(
     ):
         pytest.fail("made")
     assert ask(server.url, LEFT) == 0
+
+
+def test_a_role_that_somebody_else_made_is_named_with_what_to_grant(
+    server: TemporaryPostgres,
+) -> None:
+    schema = Schema()
+    own = f"login_{uuid4().hex}"
+    ask(server.url, f"CREATE ROLE {own} LOGIN CREATEDB CREATEROLE PASSWORD 'login'")
+    ask(server.url, f"CREATE ROLE {schema.role} LOGIN")
+    login = server.url.set(username=own, password="login")
+    with pytest.raises(AppConfigError, match="somebody else") as refused, schema.template(login):
+        pytest.fail("made")
+    assert ask(server.url, LEFT) == 0
+
+    remedy = re.search("GRANT .* WITH ADMIN OPTION", str(refused.value))
+    assert remedy is not None
+    ask(server.url, remedy[0])
+    with schema.template(login) as template, template.copy() as database:
+        assert ask(database.app_url, "SELECT row_security_active('note')") is True
+
+
+def test_a_database_that_ctrl_c_does_not_wait_for_is_dropped(admin: URL) -> None:
+    with Schema().template(admin) as template:
+        # It waits for this connection, for up to five seconds.
+        holding = psycopg.connect(plain(template.urls.owner_url))
+        interrupt = threading.Thread(target=interrupt_while_it_copies, args=(admin, holding))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt), template.copy():
+            pytest.fail("copied")
+        interrupt.join()
+        assert ask(admin, "SELECT count(*) FROM pg_database WHERE datname LIKE 'mgf_test_%'") == 1
+
+
+def interrupt_while_it_copies(admin: URL, holding: psycopg.Connection) -> None:
+    assert eventually(lambda: ask(admin, COPYING) == 1)
+    # A signal to this thread would not wake the main one, which waits.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    holding.close()
 
 
 def test_a_connection_that_was_left_open_is_named_as_the_reason(admin: URL) -> None:

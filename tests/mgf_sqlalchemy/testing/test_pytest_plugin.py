@@ -296,16 +296,18 @@ def test_the_server_ends_with_the_process_that_started_the_workers(
     assert eventually(lambda: not alive(postmaster), within=60)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_tests_without_a_database_run_where_there_is_no_postgresql(
-    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
     monkeypatch.setenv("MGF_PG_BINDIR", str(project.path))
     project.makepyfile(test_it="def test_without(): pass\n\n\ndef test_with(mgf_database): pass\n")
 
-    result = project.runpytest_inprocess("-n", "1")
+    result = project.runpytest_inprocess("-n", workers)
 
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*no program 'initdb' in the folder*"])
+    result.stdout.no_fnmatch_line("*_binaries.py*")
 
 
 def test_a_schema_that_policies_do_not_hold_fails_every_test(
@@ -335,6 +337,8 @@ def mgf_create_schema(mgf_metadata):
 
     result.assert_outcomes(errors=4)
     assert "row-level security does not hold role" in failures(result)
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*_database.py*")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from asyncio import gather
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import NullPool, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -188,6 +189,51 @@ async def test_sessions_of_different_tenants_take_turns(maker: Maker, mgf_tenant
             assert await notes(session) == []
             await session.commit()
         assert await read(maker, b) == []
+
+
+def told(error: BaseException) -> bool:
+    return any("on one connection" in note for note in getattr(error, "__notes__", []))
+
+
+async def test_an_error_of_sessions_that_do_not_take_turns_says_why(
+    maker: Maker, mgf_tenants: Tenants
+) -> None:
+    a, b = mgf_tenants
+    async with tenant_scope(maker, a) as session:
+        assert await notes(session) == []
+        with pytest.raises(TenantScopeError) as refused:
+            await read(maker, b)
+    assert told(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
+async def test_an_error_of_transactions_that_do_not_nest_says_why(
+    maker: Maker, mgf_tenants: Tenants
+) -> None:
+    with pytest.raises(DBAPIError) as refused:
+        async with tenant_scope(maker, mgf_tenants[0]) as one:
+            assert await notes(one) == []
+            async with tenant_scope(maker, mgf_tenants[0]) as other:
+                assert await notes(other) == []
+                await one.commit()
+    assert sqlstate(refused.value) == "3B001"
+    assert told(refused.value)
+
+
+async def test_an_error_of_statements_at_the_same_time_says_why(
+    maker: Maker, mgf_tenants: Tenants
+) -> None:
+    both = (read(maker, mgf_tenants[0]), read(maker, mgf_tenants[0]))
+    errors = [one for one in await gather(*both, return_exceptions=True) if one]
+    assert isinstance(errors[0], InterfaceError)
+    assert told(errors[0])
+
+
+async def test_other_errors_get_no_note(maker: Maker) -> None:
+    async with maker() as session:
+        with pytest.raises(DBAPIError) as failed:
+            await session.execute(text("SELECT 1 / 0"))
+    assert not told(failed.value)
 
 
 async def test_a_session_that_is_left_open_does_not_matter(

@@ -58,8 +58,9 @@ class Template:
         Rows that the schema came with are in it, and sequences stand where they stood.
         """
         name = _new_name()
-        self.administrator.create_database(name, template=self.name)
         try:
+            # Ctrl-C does not wait for it, and PostgreSQL goes on.
+            self.administrator.create_database(name, template=self.name)
             yield TemporaryDatabase(
                 self.urls.owner_url.set(database=name), self.urls.app_url.set(database=name)
             )
@@ -98,8 +99,8 @@ def make_template(
         administrator = stack.enter_context(Administrator(server))
         if is_shared:
             stack.callback(administrator.drop_role, name)
-        administrator.create_database(name)
         stack.callback(administrator.drop_database, name)
+        administrator.create_database(name)
         administrator.run(_make_role(owner_url, role, login, password))
         made = create_schema(owner_url)
         if inspect.iscoroutine(made):
@@ -159,14 +160,14 @@ class Administrator:
             raise
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, also while somebody is connected, if this login may end that."""
+        """Drop a database if there is one, also while somebody is connected, if it may end that."""
         try:
-            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         except DBAPIError as error:
             if sqlstate(error) != "42501":
                 raise
             # No superuser may not end other roles' connections. They are closing: it waits.
-            self.execute(f"DROP DATABASE {name}")
+            self.execute(f"DROP DATABASE IF EXISTS {name}")
 
     def drop_role(self, name: str) -> None:
         """Drop a role if there is one; a login that may drop none has made none."""
@@ -193,7 +194,18 @@ def _ensure_login(connection: Connection, role: str, login: str, password: str |
     if login != role:
         ensure_app_role(connection, login, password=password)
         quote = connection.dialect.identifier_preparer.quote
-        connection.exec_driver_sql(f"GRANT {quote(role)} TO {quote(login)}")
+        grant = f"GRANT {quote(role)} TO {quote(login)}"
+        try:
+            connection.exec_driver_sql(grant)
+        except DBAPIError as error:
+            if sqlstate(error) != "42501":
+                raise
+            own = connection.engine.url.username
+            raise AppConfigError(
+                f"role {own!r} may not log in as {role!r} for the tests, since somebody else made "
+                f"that role: GRANT {quote(role)} TO {quote(own or '')} WITH ADMIN OPTION, or "
+                "connect as a superuser"
+            ) from error
 
 
 async def _require_rls(app_url: URL, metadata: MetaData | None) -> None:

@@ -12,7 +12,7 @@ replaced. Async tests are run by pytest-asyncio, in either mode, or by anyio.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID, uuid4
@@ -20,8 +20,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import URL, MetaData, NullPool, make_url
 
-from mgf.common.exceptions import AppError
+from mgf.common.exceptions import AppConfigError, AppError
 from mgf.sqlalchemy import create_engine, create_sessionmaker
+from mgf.sqlalchemy.audit import RlsNotActiveError
 from mgf.sqlalchemy.rls import is_protected
 from mgf.sqlalchemy.rls._plan import Plan
 from mgf.sqlalchemy.testing._binaries import URL_VARIABLE
@@ -30,7 +31,7 @@ from mgf.sqlalchemy.testing._postgres import TemporaryPostgres
 from mgf.sqlalchemy.testing._rollback import rolled_back
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterator
     from contextlib import AbstractContextManager
 
     from sqlalchemy.ext.asyncio import (
@@ -120,6 +121,15 @@ def _read(told: dict[str, Any]) -> _Server:
     return _Server(make_url(told["url"]), told["is_own"])
 
 
+@contextmanager
+def _no_traceback(*kinds: type[Exception]) -> Generator[None]:
+    """Fail with the text of an error alone: it says what to do, at each of many tests."""
+    try:
+        yield
+    except kinds as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def mgf_server_url(request: pytest.FixtureRequest) -> URL:
     """The URL of the server's login that makes databases and roles.
@@ -127,7 +137,8 @@ def mgf_server_url(request: pytest.FixtureRequest) -> URL:
     A server that is started for this run, one for all workers of pytest-xdist; or the one that
     MGF_TEST_DATABASE_URL names. Replace it for a server that is found in another way.
     """
-    return _server_of(request.config).url
+    with _no_traceback(AppError):
+        return _server_of(request.config).url
 
 
 @pytest.fixture(scope="session")
@@ -193,13 +204,16 @@ def _mgf_template(
 ) -> Iterator[Template]:
     started = request.config.stash.get(_SERVER, None)
     is_own = started is not None and started == (mgf_server_url, True)
-    with make_template(
+    made = make_template(
         mgf_server_url,
         role=mgf_app_role,
         is_shared=not is_own,
         create_schema=mgf_create_schema,
         metadata=mgf_metadata,
-    ) as template:
+    )
+    with ExitStack() as stack:
+        with _no_traceback(AppConfigError, RlsNotActiveError):
+            template = stack.enter_context(made)
         yield template
 
 
