@@ -25,6 +25,29 @@ if TYPE_CHECKING:
 _PREPARE = text(
     "SELECT set_config('search_path', '', true), set_config('lock_timeout', '2s', true)"
 )
+_WRITABLE = text(
+    "SELECT pg_is_in_recovery() AS is_standby,"
+    " current_setting('transaction_read_only') = 'on' AS is_read_only"
+)
+
+
+def refuse_read_only(connection: Connection) -> None:
+    """Refuse a transaction in which no row can be put in, so that a probe shows nothing.
+
+    Raises:
+        AppConfigError: the server is a standby, or the transaction is read-only.
+    """
+    there = connection.execute(_WRITABLE).one()
+    if there.is_standby:
+        raise AppConfigError(
+            "this server is a standby, where nothing can be written, and the probe has to put rows "
+            "in; probe the primary, whose policies are the same"
+        )
+    if there.is_read_only:
+        raise AppConfigError(
+            "this transaction is read-only, and the probe has to put rows in; connect without "
+            "default_transaction_read_only, or begin one that is not"
+        )
 
 
 def look(

@@ -11,7 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy._binding import SETTING, binding_of
 from mgf.sqlalchemy.audit._finding import Finding, NotProven, by_rank
-from mgf.sqlalchemy.audit._look import check_reasons, is_ignored, look, names_of
+from mgf.sqlalchemy.audit._look import (
+    check_reasons,
+    is_ignored,
+    look,
+    names_of,
+    refuse_read_only,
+)
 from mgf.sqlalchemy.audit._probe._findings import leak
 from mgf.sqlalchemy.audit._probe._run import Run
 from mgf.sqlalchemy.audit._probe._session import limit
@@ -90,8 +96,8 @@ async def probe(
 
     Raises:
         AppConfigError: there is no such role, or the login cannot become it; the database is not
-            PostgreSQL; the connection is in AUTOCOMMIT or in a tenant's scope; the metadata is
-            not protected; or a reason is blank.
+            PostgreSQL, or a standby; the connection is in AUTOCOMMIT, in a tenant's scope or
+            read-only; the metadata is not protected; or a reason is blank.
         sqlalchemy.exc.DBAPIError: the connection was lost, or a table is locked so that not even
             its policies can be read (SQLSTATE 55P03).
     """
@@ -131,6 +137,7 @@ def probe_connection(
     started = monotonic()
     is_open = connection.in_transaction()
     with scratch(connection):
+        refuse_read_only(connection)
         limit(connection)
         expectation = look(
             connection, role=role, metadata=metadata, tenant_column=tenant_column, setting=setting
