@@ -66,7 +66,7 @@ def _deparsed(connection: Connection, column: str, kind: str, setting: str) -> f
     name = "'" + setting.replace("'", "''") + "'"
     plain = f"NULLIF(current_setting({name}, true), '')"
     values = [f"{plain}::{kind}"]
-    if _is_text(kind):
+    if is_text(kind):
         # A cast to varchar(n) cuts off, and makes one tenant of two.
         values = [plain] if "(" in kind else [*values, plain]
     predicates = [
@@ -88,14 +88,14 @@ def _deparsed(connection: Connection, column: str, kind: str, setting: str) -> f
 def _recorded(column: str, kind: str, setting: str) -> frozenset[str]:
     name = setting.replace("'", "''")
     value = f"NULLIF(current_setting('{name}'::text, true), ''::text)"
-    if not _is_text(kind):
+    if not is_text(kind):
         value = f"({value})::{kind}"
     elif kind != "text":
         column = f"({column})::text"
     return frozenset({f'({column} = ( SELECT {value} AS "nullif"))', f"({column} = {value})"})
 
 
-def _is_text(kind: str) -> bool:
+def is_text(kind: str) -> bool:
     """Say whether a type is compared as text, which takes no work and serves its index."""
     return kind == "text" or kind.startswith("character varying")
 

@@ -142,18 +142,9 @@ _POLICY_FUNCTIONS = """
 # use is called all the same by a view or a default that names it.
 _FUNCTIONS = f"""
     SELECT p.oid, n.nspname || '.' || p.proname AS label, p.oid::regprocedure::text AS sql,
+           CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind,
            p.prosecdef, p.proleakproof, p.proconfig, o.rolname AS owner,
            COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body,
-           o.rolsuper OR o.rolbypassrls AS owner_exempt,
-           CASE WHEN p.prosecdef AND NOT (o.rolsuper OR o.rolbypassrls) THEN ARRAY(
-               SELECT r.rolname::text FROM pg_roles AS r
-               WHERE pg_has_role(o.oid, r.oid, 'USAGE')
-           ) END AS owner_roles,
-           CASE WHEN p.prosecdef AND NOT (o.rolsuper OR o.rolbypassrls) THEN ARRAY(
-               SELECT c.oid::bigint FROM pg_class AS c WHERE c.relkind IN ('v', 'm', 'f')
-               AND (has_table_privilege(o.oid, c.oid, 'SELECT')
-                    OR has_any_column_privilege(o.oid, c.oid, 'SELECT'))
-           ) END AS owner_reads,
            p.prorettype IN ('trigger'::regtype, 'event_trigger'::regtype) AS is_trigger,
            EXISTS (
                SELECT FROM unnest(CAST(:callers AS name[])) AS caller
@@ -171,6 +162,17 @@ _FUNCTIONS = f"""
            OR strpos(lower(COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc)),
                      lower(:setting)) > 0)
     ORDER BY label, sql
+"""
+# Whose rights SECURITY DEFINER gives away: few have many functions.
+_DEFINERS = """
+    SELECT o.rolname,
+           ARRAY(SELECT r.rolname::text FROM pg_roles AS r
+                 WHERE pg_has_role(o.oid, r.oid, 'USAGE')) AS roles,
+           ARRAY(SELECT c.oid::bigint FROM pg_class AS c WHERE c.relkind IN ('v', 'm', 'f')
+                 AND (has_table_privilege(o.oid, c.oid, 'SELECT')
+                      OR has_any_column_privilege(o.oid, c.oid, 'SELECT'))) AS reads
+    FROM pg_roles AS o
+    WHERE o.rolname = ANY(CAST(:owners AS name[])) ORDER BY o.rolname
 """
 _TRIGGERS = f"""
     SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.oid AS function_oid, p.prosecdef,
@@ -218,9 +220,19 @@ _DEFAULT_PRIVILEGES = """
     WHERE a.defaclobjtype = 'r' AND one.grantee <> a.defaclrole
     GROUP BY o.rolname, n.nspname, g.rolname ORDER BY o.rolname, n.nspname, g.rolname
 """
+# A table is sent with all, with its schema, or because it, or what it is a partition of, is named.
 _PUBLICATIONS = """
-    SELECT pubname, quote_ident(pubname) AS sql, schemaname, tablename, {filtered} AS filtered
-    FROM pg_publication_tables ORDER BY pubname, schemaname, tablename
+    SELECT t.pubname, quote_ident(t.pubname) AS sql, t.schemaname, t.tablename,
+           {filtered} AS filtered, p.puballtables, quote_ident(t.schemaname) AS schema_sql,
+           (SELECT r.prrelid::regclass::text FROM pg_publication_rel AS r
+            WHERE r.prpubid = p.oid
+            AND (r.prrelid = c.oid OR r.prrelid IN (SELECT pg_partition_ancestors(c.oid)))
+            LIMIT 1) AS named
+    FROM pg_publication_tables AS t
+    JOIN pg_publication AS p ON p.pubname = t.pubname
+    JOIN pg_namespace AS n ON n.nspname = t.schemaname
+    JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.tablename
+    ORDER BY t.pubname, t.schemaname, t.tablename
 """
 _PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
 
@@ -267,13 +279,15 @@ def read_snapshot(
     version = server.version
     reachable = _REACHABLE.format(set_option="SET" if version >= 160000 else "MEMBER")
     publications = _PUBLICATIONS.format(
-        filtered="rowfilter IS NOT NULL" if version >= 150000 else "false"
+        filtered="t.rowfilter IS NOT NULL" if version >= 150000 else "false"
     )
     schemas = reader.rows(_SCHEMAS)
     reached = reader.rows(reachable)
     # Of a superuser everything is said already.
     others = [] if roles[0].rolsuper else [one.rolname for one in reached if not one.inherited]
     default_schema = connection.dialect.default_schema_name
+    functions = reader.rows(_FUNCTIONS, callers=[name, *others])
+    definers = {one.owner for one in functions if one.prosecdef} - set(server.exempt)
     protection = read_protection(connection, schemas=[one.nspname for one in schemas])
     return Snapshot(
         database=server.database,
@@ -291,7 +305,8 @@ def read_snapshot(
         unique_keys=reader.rows(_UNIQUE_KEYS),
         foreign_keys=reader.rows(_FOREIGN_KEYS),
         policy_functions=reader.rows(_POLICY_FUNCTIONS),
-        functions=reader.rows(_FUNCTIONS, callers=[name, *others]),
+        functions=functions,
+        definers={one.rolname: one for one in reader.rows(_DEFINERS, owners=sorted(definers))},
         triggers=reader.rows(_TRIGGERS),
         rules=reader.rows(_RULES),
         settings=reader.rows(_SETTINGS),

@@ -87,7 +87,8 @@ class Relation:
 class Snapshot:
     """What the catalogs say, about one role and one database.
 
-    Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds.
+    Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds, `definers`
+    those owners of SECURITY DEFINER functions that policies hold.
     """
 
     database: str
@@ -104,6 +105,7 @@ class Snapshot:
     foreign_keys: tuple[Row[Any], ...]
     policy_functions: tuple[Row[Any], ...]
     functions: tuple[Row[Any], ...]
+    definers: Mapping[str, Row[Any]]
     triggers: tuple[Row[Any], ...]
     rules: tuple[Row[Any], ...]
     settings: tuple[Row[Any], ...]

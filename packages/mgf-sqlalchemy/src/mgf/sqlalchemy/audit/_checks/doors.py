@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mgf.sqlalchemy.audit._checks.policies import has_floor, is_canonical
@@ -38,12 +39,13 @@ def check_views(subject: Subject) -> Iterator[Finding]:
 
 
 class _Walk:
-    """Follows what views read, each view once."""
+    """Follows what views and owners of functions read, each of them once."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._views = subject.snapshot.views
         self._reads: dict[RelationName, bool] = {}
+        self._exempt = dict.fromkeys(subject.snapshot.exempt, True)
 
     def reads_tenants(self, key: RelationName) -> bool:
         """Say whether a relation has tenants' rows, or a view reads one that has."""
@@ -78,6 +80,31 @@ class _Walk:
         view = self._views[key]
         is_held = view.security_invoker and not view.materialized
         return self.reads_tenants(key) and not (is_held and self.definer_below(key) is None)
+
+    def is_exempt(self, owner: str) -> bool:
+        """Say whether who owns a definer function reads rows that no policy holds to one tenant."""
+        if owner not in self._exempt:
+            row = self._subject.snapshot.definers[owner]
+            # It has the rights of the roles that it inherits from.
+            self._exempt[owner] = not self._not_held.isdisjoint(row.roles) or any(
+                map(self.is_beyond_policies, row.reads)
+            )
+        return self._exempt[owner]
+
+    @cached_property
+    def _not_held(self) -> frozenset[str]:
+        """Roles that own a table whose policies do not hold its owner, or that a policy lets see
+        other tenants' rows.
+        """
+        relations = self._subject.relations
+        owners = {one.owner for one in relations if not (one.enabled and one.forced)}
+        return frozenset(owners).union(
+            *(
+                _opened_to(self._subject, one, policy)
+                for one in relations
+                for policy in one.policies
+            )
+        )
 
 
 def _copy(subject: Subject, relation: Relation) -> Finding:
@@ -136,10 +163,10 @@ def check_functions(subject: Subject) -> Iterator[Finding]:
                 row.label,
                 "is marked LEAKPROOF, so PostgreSQL may call it on rows before policies have "
                 "removed them: it sees every tenant's values",
-                f"ALTER FUNCTION {row.sql} NOT LEAKPROOF;",
+                f"ALTER {row.kind} {row.sql} NOT LEAKPROOF;",
             )
         if row.executable or row.is_trigger:
-            yield from _definer_function(subject, walk, row)
+            yield from _definer_function(walk, row)
         if row.executable and (sets.search(row.body or "") or _has(row, subject.setting)):
             yield Finding(
                 "function-sets-tenant",
@@ -147,7 +174,7 @@ def check_functions(subject: Subject) -> Iterator[Finding]:
                 row.label,
                 f"sets {subject.setting}: who calls it, or gets a value into its arguments, "
                 "chooses whose rows are read next",
-                f"REVOKE EXECUTE ON FUNCTION {row.sql} FROM PUBLIC, "
+                f"REVOKE EXECUTE ON {row.kind} {row.sql} FROM PUBLIC, "
                 f"{identifier(subject.snapshot.role.rolname)};",
             )
 
@@ -156,17 +183,17 @@ def _has(row: Row[Any], setting: str) -> bool:
     return any(one.lower().startswith(f"{setting.lower()}=") for one in row.proconfig or ())
 
 
-def _definer_function(subject: Subject, walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
+def _definer_function(walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
     if not row.prosecdef:
         return
-    if not row.is_trigger and _is_exempt(subject, walk, row):
+    if not row.is_trigger and walk.is_exempt(row.owner):
         yield Finding(
             "function-definer",
             "error",
             row.label,
             f"runs with the rights of {row.owner!r}, whom no policy holds to one tenant: what it "
             "reads and writes for its caller is every tenant's",
-            f"ALTER FUNCTION {row.sql} SECURITY INVOKER;",
+            f"ALTER {row.kind} {row.sql} SECURITY INVOKER;",
         )
     if not _has(row, "search_path"):
         yield Finding(
@@ -175,32 +202,21 @@ def _definer_function(subject: Subject, walk: _Walk, row: Row[Any]) -> Iterator[
             row.label,
             f"runs with the rights of {row.owner!r} on its caller's search_path: a caller's own "
             "function of a name that it uses runs with those rights",
-            f"ALTER FUNCTION {row.sql} SET search_path = pg_catalog, pg_temp;",
+            f"ALTER {row.kind} {row.sql} SET search_path = pg_catalog, pg_temp;",
         )
 
 
-def _is_exempt(subject: Subject, walk: _Walk, row: Row[Any]) -> bool:
-    """Say whether a definer function's owner reads rows that policies do not hold to one tenant.
-
-    It has the rights of the roles that it inherits from.
-    """
-    if row.owner_exempt or any(map(walk.is_beyond_policies, row.owner_reads)):
-        return True
-    return any(
-        (one.owner in row.owner_roles and not (one.enabled and one.forced))
-        or any(_opens(subject, one, policy, row.owner_roles) for policy in one.policies)
-        for one in subject.relations
-    )
-
-
-def _opens(subject: Subject, relation: Relation, policy: Policy, roles: Collection[str]) -> bool:
-    """Say whether a policy lets other roles than the application's see other tenants' rows."""
-    return (
-        any(to in roles and to not in subject.snapshot.reachable for to in policy.to)
-        and not policy.restrictive
-        and not is_canonical(subject, relation, policy)
-        and not has_floor(subject, relation, policy)
-    )
+def _opened_to(subject: Subject, relation: Relation, policy: Policy) -> Collection[str]:
+    """Return the roles, others than the application's, that a policy shows other tenants' rows."""
+    others = set(policy.to) - subject.snapshot.reachable.keys()
+    if (
+        not others
+        or policy.restrictive
+        or is_canonical(subject, relation, policy)
+        or has_floor(subject, relation, policy)
+    ):
+        return ()
+    return others
 
 
 def check_triggers(subject: Subject) -> Iterator[Finding]:
@@ -216,7 +232,7 @@ def check_triggers(subject: Subject) -> Iterator[Finding]:
         if row.tgrelid in subject.tenants or (
             function is not None
             and relation.within_reach & _WRITING
-            and _is_exempt(subject, walk, function)
+            and walk.is_exempt(function.owner)
         ):
             yield Finding(
                 "trigger-definer",

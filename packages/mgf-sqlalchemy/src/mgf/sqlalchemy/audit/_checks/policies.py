@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mgf.sqlalchemy.audit._canonical import holds_to_tenant
+from mgf.sqlalchemy.audit._canonical import holds_to_tenant, is_text
 from mgf.sqlalchemy.audit._finding import Finding, NotProven
 from mgf.sqlalchemy.audit._predicates import faults
 from mgf.sqlalchemy.audit._sql import identifier
@@ -130,9 +130,9 @@ def _remedy(relation: Relation, policy: Policy, column: str | None, setting: str
         return _drop(relation, policy)
     kind = next(one.type for one in relation.columns.values() if one.name == column)
     name = setting.replace("'", "''")
-    predicate = (
-        f"{identifier(column)} = (SELECT NULLIF(current_setting('{name}', true), '')::{kind})"
-    )
+    # A cast to varchar(n) cuts off, and makes one tenant of two.
+    cast = "" if is_text(kind) else f"::{kind}"
+    predicate = f"{identifier(column)} = (SELECT NULLIF(current_setting('{name}', true), ''){cast})"
     clauses = ""
     if policy.for_ != "INSERT":
         clauses += f"\n    USING ({predicate})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgf.sqlalchemy.audit._catalog import TENANT_LIKE
 from mgf.sqlalchemy.audit._finding import Finding
@@ -11,6 +11,8 @@ from mgf.sqlalchemy.audit._sql import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy import Row
 
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
 
@@ -281,5 +283,13 @@ def check_publications(subject: Subject) -> Iterator[Finding]:
                 "warning",
                 relation.label,
                 f"publication {row.pubname!r} sends every tenant's rows to all its subscribers",
-                f"ALTER PUBLICATION {row.sql} DROP TABLE {relation.sql};",
+                _unpublish(row),
             )
+
+
+def _unpublish(row: Row[Any]) -> str:
+    if row.named is not None:
+        return f"ALTER PUBLICATION {row.sql} DROP TABLE {row.named};"
+    if row.puballtables:
+        return f"DROP PUBLICATION {row.sql};  -- and make one of the tables that may leave"
+    return f"ALTER PUBLICATION {row.sql} DROP TABLES IN SCHEMA {row.schema_sql};"
