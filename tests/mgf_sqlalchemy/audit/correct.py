@@ -24,7 +24,7 @@ from mgf.sqlalchemy.rls import (
 )
 
 if TYPE_CHECKING:
-    from mgf.sqlalchemy.audit import Report
+    from mgf.sqlalchemy.audit import Finding, Report
 
 
 def identity() -> Column[Any]:
@@ -106,6 +106,15 @@ class Correct:
         return probe_connection(self.database.owner, **{"role": self.role, **options})
 
     def ids(self, **options: Any) -> set[str]:
-        """Return the ids of what counts, but for the age of the server."""
-        findings = self.audit(**options).findings
-        return {one.id for one in findings if one.severity != "info"} - {"server-cve-floor"}
+        """Return the ids of what counts."""
+        return {one.id for one in counted(self.audit(**options))}
+
+
+def counted(report: Report) -> list[Finding]:
+    """Return what counts, but for the age of the server, and that a superuser asks."""
+    asked = {"server-cve-floor": "error", "login-resets-role": "warning"}
+    return [
+        one
+        for one in report.findings
+        if one.severity != "info" and asked.get(one.id) != one.severity
+    ]

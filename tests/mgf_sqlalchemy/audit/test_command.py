@@ -72,8 +72,11 @@ def models(correct: Correct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     sys.modules.pop("shop_models", None)
 
 
-# A server below the floor of fixes is one of those that the suite runs on.
-AGE = ["--ignore", "server-cve-floor=the machine's own"]
+# A server below the floor of fixes is one of those that the suite runs on, and its superuser asks.
+ALLOWED = [
+    *("--ignore", "server-cve-floor=the machine's own"),
+    *("--ignore", "login-resets-role=the tests alone log in so"),
+]
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -100,7 +103,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_clean_database_is_0(
     url: str, correct: Correct, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = outcome(capsys, url, "--role", correct.role, *AGE)
+    code, out, err = outcome(capsys, url, "--role", correct.role, *ALLOWED)
 
     assert (code, err) == (0, "")
     assert out.splitlines()[-2].startswith("ok: ")
@@ -154,7 +157,7 @@ def test_the_url_may_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MGF_DATABASE_URL", url)
-    assert outcome(capsys, "--role", correct.role, *AGE)[0] == 0
+    assert outcome(capsys, "--role", correct.role, *ALLOWED)[0] == 0
 
     monkeypatch.delenv("MGF_DATABASE_URL")
     assert "MGF_DATABASE_URL" in refused(capsys)
@@ -177,7 +180,13 @@ def test_what_is_ignored_counts_no_more(
     open_door: str, correct: Correct, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     code, out, _ = outcome(
-        capsys, open_door, "--role", correct.role, "--ignore", f"{name}=a night job = nightly", *AGE
+        capsys,
+        open_door,
+        "--role",
+        correct.role,
+        "--ignore",
+        f"{name}=a night job = nightly",
+        *ALLOWED,
     )
 
     assert code == 0
@@ -376,7 +385,9 @@ def test_a_tenant_that_is_no_uuid_is_refused(capsys: pytest.CaptureFixture[str])
 def test_a_warning_about_the_url_is_one_line(
     url: str, correct: Correct, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = outcome(capsys, f"{url}?channel_binding=require", "--role", correct.role, *AGE)
+    code, _, err = outcome(
+        capsys, f"{url}?channel_binding=require", "--role", correct.role, *ALLOWED
+    )
 
     assert code == 0
     assert "channel_binding" in err
@@ -440,7 +451,7 @@ def test_a_pipe_is_written_to(
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
         # A writer that stays, so that the reader does not end with the trial.
         held = os.open(pipe, os.O_RDWR)
-        code, _, _ = outcome(capsys, url, "--role", correct.role, *AGE, "--output", str(pipe))
+        code, _, _ = outcome(capsys, url, "--role", correct.role, *ALLOWED, "--output", str(pipe))
         os.close(held)
         said, _ = reader.communicate(timeout=60)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from mgf_sqlalchemy.audit.correct import counted
 
 from mgf.sqlalchemy.audit._titles import TITLES
 
@@ -344,8 +345,7 @@ DOORS = [
 def test_a_mistake_is_found_by_its_id(correct: Correct, mistake: str, check: str) -> None:
     correct.change(mistake)
 
-    findings = [one for one in correct.audit().findings if one.severity != "info"]
-    remedies = [one.remedy for one in findings if one.id == check]
+    remedies = [one.remedy for one in counted(correct.audit()) if one.id == check]
     assert remedies
     # Those that leave nothing to fill in are run as they stand.
     correct.change(*dict.fromkeys(one for one in remedies if "..." not in one))
@@ -421,6 +421,26 @@ def test_a_role_that_may_be_granted_to_itself_is_found(correct: Correct) -> None
     )
 
     assert "role-reaches-bypassrls" in correct.ids()
+
+
+@pytest.mark.parametrize(
+    ("login", "is_told"),
+    [
+        ("CREATE ROLE {role}_l", False),
+        ("CREATE ROLE {role}_l BYPASSRLS", True),
+        ("CREATE ROLE {role}_s SUPERUSER; CREATE ROLE {role}_l NOINHERIT IN ROLE {role}_s", True),
+        ("CREATE ROLE {role}_l; ALTER TABLE line OWNER TO {role}_l", True),
+    ],
+)
+def test_a_login_that_may_more_is_told_where_it_only_asks(
+    correct: Correct, login: str, is_told: bool
+) -> None:
+    correct.change(login, "GRANT {role} TO {role}_l", "SET LOCAL SESSION AUTHORIZATION {role}_l")
+
+    report = correct.audit()
+    found = [one.severity for one in report.findings if one.id == "login-resets-role"]
+    assert found == ["warning"] * is_told
+    assert report.ok == (not is_told) or "server-cve-floor" in {one.id for one in report.findings}
 
 
 def test_a_remedy_does_not_cut_tenants_off(correct: Correct) -> None:

@@ -52,7 +52,9 @@ async def audit(
 
     Args:
         bind: engine or connection, to PostgreSQL 14 or later, not in AUTOCOMMIT.
-        role: that the application connects as; the connection's own unless given.
+        role: that the application connects as; the connection's own unless given. That the
+            connection's login may do more than this role is a finding, ``"login-resets-role"``:
+            connect as the role itself, or ignore it with the reason.
         metadata: one that is protected (`mgf.sqlalchemy.rls.protect_metadata`), to compare with.
         tenant_column: name of the column that says whose a row is.
         setting: that holds the tenant in force.

@@ -37,7 +37,9 @@ _SERVER = """
     SELECT current_database() AS database, session_user::text AS session_user,
            current_user::text AS "current_user",
            CAST(current_setting('server_version_num') AS int) AS version,
-           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolsuper OR rolbypassrls) AS exempt
+           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolsuper OR rolbypassrls) AS exempt,
+           ARRAY(SELECT rolname::text FROM pg_roles
+                 WHERE pg_has_role(session_user, oid, 'MEMBER')) AS login_roles
 """
 _ROLE = """
     SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication
@@ -295,6 +297,7 @@ def read_snapshot(
         session_user=server.session_user,
         current_user=server.current_user,
         exempt=frozenset(server.exempt),
+        login_roles=frozenset(server.login_roles),
         role=roles[0],
         reachable={one.rolname: one for one in reached},
         protection=protection,

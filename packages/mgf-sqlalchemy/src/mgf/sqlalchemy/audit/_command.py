@@ -81,10 +81,14 @@ examples:
   export {_VARIABLE}=postgresql://app:secret@localhost/shop
   mgf-sqlalchemy audit
 
-  # Connect as somebody else, and ask about the application's role; also try it,
-  # compare it with the models, and make a page to look at:
-  mgf-sqlalchemy audit --role app --probe --metadata shop.models:Base.metadata \\
+  # Also try it, compare it with the models, and make a page to look at:
+  mgf-sqlalchemy audit --probe --metadata shop.models:Base.metadata \\
       --format html --output report.html
+
+  # Connect as somebody else, a superuser say, and ask about the application's
+  # role; that such a login is there is a finding, unless you say why:
+  mgf-sqlalchemy audit --role app \\
+      --ignore 'login-resets-role=the audit alone logs in so'
 
   # A database that others made:
   mgf-sqlalchemy audit --role api --tenant-column org_id --setting my.org

@@ -87,8 +87,9 @@ class Relation:
 class Snapshot:
     """What the catalogs say, about one role and one database.
 
-    Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds, `definers`
-    those owners of SECURITY DEFINER functions that policies hold.
+    Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds,
+    `login_roles` those that the connection's login is or can become, `definers` those owners of
+    SECURITY DEFINER functions that policies hold.
     """
 
     database: str
@@ -96,6 +97,7 @@ class Snapshot:
     session_user: str
     current_user: str
     exempt: frozenset[str]
+    login_roles: frozenset[str]
     role: Row[Any]
     reachable: Mapping[str, Row[Any]]
     protection: Protection

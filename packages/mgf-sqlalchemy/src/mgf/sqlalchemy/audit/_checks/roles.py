@@ -166,17 +166,18 @@ def check_schemas(subject: Subject) -> Iterator[Finding]:
 def check_login(subject: Subject) -> Iterator[Finding]:
     """Yield a login that RESET ROLE takes back to more than the role may."""
     snapshot = subject.snapshot
-    login = snapshot.session_user
-    may_more = login in snapshot.exempt or any(one.owner == login for one in subject.relations)
-    if login == snapshot.role.rolname or not may_more:
+    login, role = snapshot.session_user, snapshot.role.rolname
+    above = snapshot.exempt.union(one.owner for one in subject.relations)
+    more = (snapshot.login_roles & above) - snapshot.reachable.keys()
+    if login == role or not more:
         return
-    has_changed = snapshot.current_user != login
     yield Finding(
         "login-resets-role",
-        "error" if has_changed else "info",
+        # Whether the application logs in as the audit does, a connection that took the role tells.
+        "error" if snapshot.current_user != login else "warning",
         login,
-        "the audited connection logged in as a role that no policy holds, or that may lift them; "
-        f"an application that does so and takes {snapshot.role.rolname!r} by SET ROLE is one "
-        "RESET ROLE away from every tenant's rows",
-        f"-- let the application log in as {literal(snapshot.role.rolname)} itself",
+        f"the connection logged in as {login!r}, which is, or can become, a role that no policy "
+        f"holds or that may lift them: an application that logs in so and takes {role!r} by SET "
+        "ROLE is one RESET ROLE away from every tenant's rows",
+        f"-- log in as {literal(role)} itself; if the audit alone does not, ignore this and say so",
     )
