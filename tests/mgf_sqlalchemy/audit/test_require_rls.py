@@ -128,6 +128,55 @@ async def test_a_partition_counts_when_it_can_be_named(started: Database) -> Non
         await require(started)
 
 
+PARENT = "CREATE TABLE parent (note text)"
+HEIR = "ALTER TABLE invoice ADD note text, INHERIT parent"
+
+
+async def test_a_parent_counts_when_it_can_be_read(started: Database) -> None:
+    """It shows the rows of its heirs under its own policies alone."""
+    started.run(PARENT, "CREATE TABLE sibling () INHERITS (parent)", HEIR)
+    started.run(f"GRANT SELECT ON sibling TO {ROLE}")
+    await require(started)
+
+    started.run(f"GRANT SELECT ON parent TO {ROLE}")
+    with pytest.raises(RlsNotActiveError, match=r"on 'public\.parent' \(what inherits"):
+        await require(started)
+
+    started.run("ALTER TABLE parent ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(RlsNotActiveError, match=r"on 'public\.sibling'"):
+        await require(started)
+
+    started.run("ALTER TABLE sibling NO INHERIT parent")
+    await require(started)
+
+
+async def test_a_parent_that_is_declared_to_be_shared_counts(started: Database) -> None:
+    started.run(PARENT, HEIR, f"GRANT SELECT ON parent TO {ROLE}")
+    metadata = make_metadata()
+    shared_table(reason="seems so")(sa.Table("parent", metadata, sa.Column("note", sa.Text)))
+
+    with pytest.raises(RlsNotActiveError, match=r"public\.parent"):
+        await require(started, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "made", ["() INHERITS (owned)", "PARTITION OF owned DEFAULT"], ids=["heir", "partition"]
+)
+async def test_a_child_without_the_tenant_column_counts(started: Database, made: str) -> None:
+    """Its parent is protected by another column."""
+    how = " PARTITION BY LIST (org)" if made.startswith("PARTITION") else ""
+    started.run(
+        f"CREATE TABLE owned (org uuid){how}",
+        "ALTER TABLE owned ENABLE ROW LEVEL SECURITY",
+        f"CREATE TABLE below {made}",
+    )
+    await require(started)
+
+    started.run(f"GRANT SELECT ON below TO {ROLE}")
+    with pytest.raises(RlsNotActiveError, match=r"public\.below"):
+        await require(started)
+
+
 async def test_another_database_is_refused() -> None:
     engine = create_async_engine("sqlite+aiosqlite://")
 

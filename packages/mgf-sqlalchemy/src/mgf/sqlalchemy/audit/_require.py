@@ -25,20 +25,33 @@ _ROLE = text(
     FROM pg_roles AS u WHERE u.rolname = current_user
     """
 )
-# A partition without policies of its own is as closed as its privileges.
+# Rows are read by their own table, under its policies, and by all that it inherits from, under
+# theirs: so children, partitions among them, and parents count as well. Those without policies
+# are as closed as their privileges.
 _TABLES = text(
     """
-    SELECT n.nspname, c.relname, c.relkind = 'f' AS is_foreign,
+    WITH RECURSIVE ours AS (
+        SELECT c.oid, NOT c.relispartition AS is_own FROM pg_class AS c
+        WHERE c.relkind IN ('r', 'p', 'f') AND (c.relrowsecurity OR EXISTS (
+            SELECT FROM pg_attribute AS a
+            WHERE a.attrelid = c.oid AND a.attname = :column AND NOT a.attisdropped))
+    ), heirs AS (
+        SELECT oid FROM ours
+        UNION SELECT i.inhrelid FROM heirs JOIN pg_inherits AS i ON i.inhparent = heirs.oid
+    ), concerned AS (
+        SELECT oid FROM heirs
+        UNION SELECT i.inhparent FROM concerned JOIN pg_inherits AS i ON i.inhrelid = concerned.oid
+    )
+    SELECT n.nspname, c.relname, ours.oid IS NULL AS is_related,
            CASE WHEN c.relkind = 'f' THEN false ELSE row_security_active(c.oid) END AS is_active,
            pg_has_role(c.relowner, 'MEMBER') AS is_owner
-    FROM pg_class AS c
+    FROM concerned
+    JOIN pg_class AS c ON c.oid = concerned.oid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN ours ON ours.oid = c.oid
     WHERE c.relkind IN ('r', 'p', 'f')
       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-      AND (c.relrowsecurity OR EXISTS (
-          SELECT FROM pg_attribute AS a
-          WHERE a.attrelid = c.oid AND a.attname = :column AND NOT a.attisdropped))
-      AND (NOT c.relispartition OR has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE')
+      AND (ours.is_own OR has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE')
            OR has_table_privilege(c.oid, 'DELETE, TRUNCATE'))
     ORDER BY n.nspname, c.relname
     """
@@ -63,7 +76,8 @@ async def require_rls(
     For the start of a program, before it serves; two short queries, whatever the number of
     tables. It asks PostgreSQL whether policies are in force for this role
     (``row_security_active``), and whether the role, or one that it can become, is exempt from
-    them or owns a table. What the policies say is `audit`'s matter.
+    them or owns a table. What the policies say is `audit`'s matter. Where tables inherit, parents
+    and children that the role may use have to be protected, too.
 
     Args:
         bind: the application's own engine, or a connection of it outside every scope.
@@ -105,7 +119,8 @@ def _require(
     shared = set[tuple[str, str]]()
     if metadata is not None:
         shared = _check_declared(connection, metadata, there)
-    concerned = [row for key, row in there.items() if key not in shared]
+    # What is declared to be shared is so until tenants' tables inherit from it.
+    concerned = [row for key, row in there.items() if row.is_related or key not in shared]
     if not concerned:
         raise RlsNotActiveError(
             f"no table has row-level security or a column {tenant_column!r} in this database; run "
@@ -154,9 +169,15 @@ def _check_declared(
 def _check_tables(role: str, tables: list[Row[Any]]) -> None:
     open_ = [f"{row.nspname}.{row.relname}" for row in tables if not row.is_active]
     if open_:
+        why = (
+            " (what inherits from tables with tenants' rows shows them, and so does what those "
+            "inherit from)"
+        )
+        is_related = any(row.is_related and not row.is_active for row in tables)
         raise RlsNotActiveError(
-            f"row-level security does not hold role {role!r} on {_list(open_)}; ENABLE and FORCE "
-            "it there, or run mgf.sqlalchemy.audit for all that is wrong"
+            f"row-level security does not hold role {role!r} on {_list(open_)}"
+            f"{why if is_related else ''}; ENABLE and FORCE it there, or run mgf.sqlalchemy.audit "
+            "for all that is wrong"
         )
     owned = [f"{row.nspname}.{row.relname}" for row in tables if row.is_owner]
     if owned:
