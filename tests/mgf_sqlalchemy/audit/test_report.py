@@ -239,3 +239,11 @@ def test_a_report_without_a_probe_has_no_matrix() -> None:
 def test_a_probe_that_missed_its_open_table_says_that_it_proves_nothing() -> None:
     report = Report("shop", "app", probed={"control": "missed", "relations": {}})
     assert "proves nothing" in Page(report.to_html()).text
+
+
+def test_a_name_at_the_start_of_a_sentence_stays_as_it_is() -> None:
+    gaps = (NotProven("public.t", "read", "public.t: 23514"), NotProven("b.t", "read", "no row"))
+    text = Page(Report("shop", "app", not_proven=gaps).to_html()).text
+
+    assert "public.t: 23514" in text
+    assert "No row" in text

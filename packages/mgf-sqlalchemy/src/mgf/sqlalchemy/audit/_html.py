@@ -245,7 +245,9 @@ def _breakable(name: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Return a text with a capital letter, unless it begins with the name of a relation."""
+    is_name = "." in text.partition(" ")[0]
+    return text if is_name else text[:1].upper() + text[1:]
 
 
 def _text(text: str) -> str:

@@ -23,7 +23,7 @@ STYLE: Final = """
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100%; }
 body {
-  margin: 0; background: var(--page); color: var(--text);
+  margin: 0; background: var(--page); color: var(--text); overflow-wrap: break-word;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
@@ -118,7 +118,9 @@ h2 + p { margin-bottom: .7rem; }
 .matrix tbody tr:hover > * { background: var(--code); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .6rem 0 0; }
 dd { margin: 0; }
-.list { width: 100%; border-collapse: collapse; }
+.list { width: 100%; border-collapse: collapse; table-layout: fixed; }
+.list th:first-child { width: 30%; }
+.list th:nth-child(2):not(:last-child) { width: 26%; }
 .list th { text-align: left; font-size: .875rem; color: var(--soft); font-weight: 500; }
 .list th, .list td { padding: .4rem .75rem .4rem 0; vertical-align: top; }
 .list tr + tr td { border-top: 1px solid var(--line); }
@@ -142,7 +144,16 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; }
   .matrix thead th, .matrix tbody th { position: static; }
   .matrix table { font-size: .7rem; }
   .matrix td { min-width: 1.4rem; }
-  .finding, .card, tr { break-inside: avoid; }
-  pre { white-space: pre-wrap; overflow: visible; max-height: none; }
+  .matrix .mark { line-height: 1.15rem; }
+  /* What is folded up is no use on paper, and a long card leaves no half of a page empty. */
+  ::details-content { display: block; content-visibility: visible; height: auto; }
+  summary { list-style: none; }
+  .card { -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+  .verdict, .tile, .names li, tr, p { break-inside: avoid; }
+  h2, .finding header, .names, summary, .finding p:last-of-type { break-after: avoid; }
+  pre {
+    white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; max-height: none;
+    -webkit-box-decoration-break: clone; box-decoration-break: clone;
+  }
 }
 """
