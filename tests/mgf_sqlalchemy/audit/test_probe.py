@@ -217,11 +217,11 @@ def test_in_a_session_that_never_set_a_tenant_rows_that_are_there_are_read(
         with app(correct) as connection:
             report = probe_connection(connection)
     finally:
+        held = "(id = (SELECT NULLIF(current_setting('app.current_tenant', true), '')::uuid))"
         correct.change(
             "DELETE FROM account",
             "DROP POLICY open ON account",
-            "CREATE POLICY tenant_floor ON account AS RESTRICTIVE USING (id = "
-            "(SELECT NULLIF(current_setting('app.current_tenant', true), '')::uuid))",
+            f"CREATE POLICY tenant_floor ON account AS RESTRICTIVE USING {held} WITH CHECK {held}",
         )
         correct.database.owner.commit()
 

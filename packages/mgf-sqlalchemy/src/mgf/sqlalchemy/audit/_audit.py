@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -67,26 +67,17 @@ async def audit(
         sqlalchemy.exc.DBAPIError: the connection was lost, or a table was locked for longer than
             2 seconds so that not even its policies could be read (SQLSTATE 55P03).
     """
+    options: dict[str, Any] = {
+        "role": role,
+        "metadata": metadata,
+        "tenant_column": tenant_column,
+        "setting": setting,
+        "ignore": ignore,
+    }
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as connection:
-            return await audit(
-                connection,
-                role=role,
-                metadata=metadata,
-                tenant_column=tenant_column,
-                setting=setting,
-                ignore=ignore,
-            )
-    return await bind.run_sync(
-        lambda connection: audit_connection(
-            connection,
-            role=role,
-            metadata=metadata,
-            tenant_column=tenant_column,
-            setting=setting,
-            ignore=ignore,
-        )
-    )
+            return await audit(connection, **options)
+    return await bind.run_sync(lambda connection: audit_connection(connection, **options))
 
 
 def audit_connection(

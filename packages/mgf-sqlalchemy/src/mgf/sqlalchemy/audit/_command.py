@@ -12,7 +12,7 @@ import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import MetaData
@@ -37,7 +37,7 @@ from mgf.sqlalchemy.audit._titles import TITLES
 from mgf.sqlalchemy.errors import is_transient, sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -271,24 +271,24 @@ async def _examine(
     metadata: MetaData | None,
     progress: Progress,
 ) -> Report:
-    ignore = dict(options.ignore)
+    asked: dict[str, Any] = {
+        "role": options.role,
+        "metadata": metadata,
+        "tenant_column": options.tenant_column,
+        "setting": options.setting,
+        "ignore": dict(options.ignore),
+    }
     progress.say(f"connecting to {engine.url.host or 'the local server'}")
     try:
         connection = await _connect(engine)
         try:
             progress.say("reading the catalogs")
-            report = await audit(
-                connection,
-                role=options.role,
-                metadata=metadata,
-                tenant_column=options.tenant_column,
-                setting=options.setting,
-                ignore=ignore,
-            )
+            report = await audit(connection, **asked)
         finally:
             await connection.close()
         if options.probe:
-            report = report.merged(await _probe(engine, options, metadata, ignore, progress))
+            tried = await probe(engine, **asked, tenants=options.tenant, progress=progress.step)
+            report = report.merged(tried)
     finally:
         await engine.dispose()
     return report
@@ -303,25 +303,6 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
             f"no answer from {engine.url.host!r} for {_CONNECT_TIMEOUT} s; is it a PostgreSQL, and "
             "does a firewall let this machine through?"
         ) from None
-
-
-async def _probe(
-    engine: AsyncEngine,
-    options: argparse.Namespace,
-    metadata: MetaData | None,
-    ignore: Mapping[str, str],
-    progress: Progress,
-) -> Report:
-    return await probe(
-        engine,
-        role=options.role,
-        metadata=metadata,
-        tenant_column=options.tenant_column,
-        setting=options.setting,
-        tenants=options.tenant,
-        ignore=ignore,
-        progress=progress.step,
-    )
 
 
 def _rendered(report: Report, kind: str, *, is_file: bool = False) -> str:

@@ -9,11 +9,11 @@ from sqlalchemy import text
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._catalog import read_snapshot
 from mgf.sqlalchemy.audit._subject import expect
-from mgf.sqlalchemy.rls._declaration import TenantTable, declaration_of, find_column
+from mgf.sqlalchemy.rls._declaration import tenant_columns
 from mgf.sqlalchemy.rls._scratch import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection, MetaData
 
@@ -65,20 +65,12 @@ def look(
             connection,
             role=role,
             setting=setting,
-            columns=[tenant_column, *_declared_columns(metadata)],
+            columns=[tenant_column, *(() if metadata is None else tenant_columns(metadata))],
         )
     # On the path that was: the metadata's predicates name its tables without a schema.
     return expect(
         connection, snapshot, metadata=metadata, tenant_column=tenant_column, setting=setting
     )
-
-
-def _declared_columns(metadata: MetaData | None) -> Iterator[str]:
-    for table in () if metadata is None else metadata.tables.values():
-        declaration = declaration_of(table)
-        if isinstance(declaration, TenantTable):
-            column = find_column(table, declaration.column)
-            yield declaration.column if column is None else column.name
 
 
 def check_reasons(ignore: Mapping[str, str] | None) -> dict[str, str]:

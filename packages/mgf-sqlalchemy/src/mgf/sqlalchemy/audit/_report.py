@@ -10,10 +10,11 @@ from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._data import ReportData
 from mgf.sqlalchemy.audit._finding import by_rank
 from mgf.sqlalchemy.audit._html import render_html
+from mgf.sqlalchemy.audit._labels import is_relation
 from mgf.sqlalchemy.audit._text import render_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from mgf.sqlalchemy.audit._finding import NotProven
 
@@ -99,6 +100,18 @@ class Report(ReportData):
             width: in characters, of the lines; SQL, and names that are longer, are not broken.
         """
         return render_text(self, colour=colour, width=width)
+
+
+def restricted(report: Report, relations: Collection[str]) -> Report:
+    """Return a probe's report on some relations: on no other, but on roles and on the probe."""
+    others = {
+        one for one in report.probed["relations"] if is_relation(one) and one not in relations
+    }
+    return replace(
+        report,
+        findings=tuple(one for one in report.findings if one.object not in others),
+        not_proven=tuple(one for one in report.not_proven if one.object not in others),
+    )
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:

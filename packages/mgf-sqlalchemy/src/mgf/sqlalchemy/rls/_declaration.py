@@ -15,9 +15,9 @@ from mgf.sqlalchemy.rls._predicates import tenant_default
 from mgf.sqlalchemy.rls._state import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from sqlalchemy import Column
+    from sqlalchemy import Column, MetaData
 
 # Where a table, a column or a metadata keeps what it was declared to be.
 INFO_KEY = "mgf.sqlalchemy.rls"
@@ -203,6 +203,15 @@ def declaration_of(table: Table) -> Declaration | None:
 def find_column(table: Table, name: str) -> Column[Any] | None:
     """Return the column of that name or, in its model, attribute name."""
     return next((one for one in table.columns if name in (one.name, one.key)), None)
+
+
+def tenant_columns(metadata: MetaData) -> Iterator[str]:
+    """Yield the names of the columns that tenant tables of a metadata are declared to have."""
+    for table in metadata.tables.values():
+        declaration = declaration_of(table)
+        if isinstance(declaration, TenantTable):
+            column = find_column(table, declaration.column)
+            yield declaration.column if column is None else column.name
 
 
 def _declare(declaration: Declaration) -> Declare:

@@ -46,6 +46,21 @@ class Settings:
     grants: tuple[Grant, ...]
 
 
+def settings_of(metadata: MetaData) -> Settings:
+    """Return what `protect_metadata` was told about a metadata.
+
+    Raises:
+        AppConfigError: it was not called.
+    """
+    settings: Settings | None = metadata.info.get(INFO_KEY)
+    if settings is None:
+        raise AppConfigError(
+            "this metadata is not protected; call protect_metadata(metadata, role=...) once "
+            "its tables are defined"
+        )
+    return settings
+
+
 class Plan:
     """What the tables of a metadata are declared to be, and the protection that follows.
 
@@ -60,13 +75,7 @@ class Plan:
     def __init__(
         self, metadata: MetaData, schemas: Mapping[str | None, str | None] | None = None
     ) -> None:
-        settings: Settings | None = metadata.info.get(INFO_KEY)
-        if settings is None:
-            raise AppConfigError(
-                "this metadata is not protected; call protect_metadata(metadata, role=...) once "
-                "its tables are defined"
-            )
-        self.settings = settings
+        self.settings = settings = settings_of(metadata)
         self._metadata = metadata
         self._schemas = schemas or {}
         self._declarations = read_declarations(metadata)

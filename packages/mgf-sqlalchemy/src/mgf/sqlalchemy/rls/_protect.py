@@ -14,7 +14,7 @@ from mgf.sqlalchemy.rls._declaration import INFO_KEY
 from mgf.sqlalchemy.rls._grants import missing_grants
 from mgf.sqlalchemy.rls._names import PUBLIC, check_name
 from mgf.sqlalchemy.rls._partitions import partitions
-from mgf.sqlalchemy.rls._plan import Plan, Settings
+from mgf.sqlalchemy.rls._plan import Plan, Settings, settings_of
 from mgf.sqlalchemy.rls._role import check_roles
 from mgf.sqlalchemy.rls._schemas import effective_schema, schema_map, shorten_name
 from mgf.sqlalchemy.rls._state import Protection
@@ -91,6 +91,11 @@ def protect_metadata(
 def is_protected(metadata: MetaData) -> bool:
     """Say whether `protect_metadata` was called on a metadata."""
     return INFO_KEY in metadata.info
+
+
+def declared_role(metadata: MetaData) -> str:
+    """Return the role that a metadata is protected for; one that is not raises `AppConfigError`."""
+    return settings_of(metadata).role
 
 
 def declared_protection(metadata: MetaData) -> Protection:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper
 
-    from mgf.sqlalchemy.audit import Report
 
 __all__ = ["assert_isolated"]
 
@@ -87,6 +86,7 @@ async def assert_isolated(
     __tracebackhide__ = True  # pytest shows the line of the test, and the text
     # Not at the top: who only starts a server needs none of it.
     from mgf.sqlalchemy.audit import NotProven, probe
+    from mgf.sqlalchemy.audit._report import restricted
 
     allowed = _check_reasons(not_proven)
     metadata, tables = _read_target(target)
@@ -105,7 +105,7 @@ async def assert_isolated(
         wanted = _tenant_tables(metadata, tables, tenant_column, default)
         if tables is not None:
             found = await connection.execute(_CONCERNED, {"names": sorted(wanted)})
-            report = _restrict(report, wanted.union(found.scalars()))
+            report = restricted(report, wanted.union(found.scalars()))
         if not is_open:
             await connection.rollback()
     missing = (
@@ -187,14 +187,3 @@ def _tenant_tables(
             "declared to have tenants' rows"
         )
     return {f"{schema or default}.{name}" for schema, name in names}
-
-
-def _restrict(report: Report, concerned: set[str]) -> Report:
-    """Leave out what is about other relations; what is about roles concerns all of them."""
-    others = report.probed["relations"].keys() - concerned
-    others = {one for one in others if not one.startswith("role ") and one != "control"}
-    return replace(
-        report,
-        findings=tuple(one for one in report.findings if one.object not in others),
-        not_proven=tuple(one for one in report.not_proven if one.object not in others),
-    )

@@ -24,7 +24,7 @@ from mgf.common.exceptions import AppConfigError, AppError
 from mgf.sqlalchemy import create_engine, create_sessionmaker
 from mgf.sqlalchemy.audit import RlsNotActiveError
 from mgf.sqlalchemy.rls import is_protected
-from mgf.sqlalchemy.rls._plan import Plan
+from mgf.sqlalchemy.rls._protect import declared_role
 from mgf.sqlalchemy.testing._binaries import URL_VARIABLE
 from mgf.sqlalchemy.testing._database import make_template
 from mgf.sqlalchemy.testing._postgres import TemporaryPostgres
@@ -151,7 +151,7 @@ def mgf_metadata() -> MetaData | None:
 def mgf_app_role(mgf_metadata: MetaData | None) -> str:
     """The role that the application connects as: the one that `mgf_metadata` is protected for."""
     if mgf_metadata is not None and is_protected(mgf_metadata):
-        return Plan(mgf_metadata).settings.role
+        return declared_role(mgf_metadata)
     pytest.fail(
         "there is no role for the tests: replace the fixture mgf_metadata by one that returns "
         "the metadata of your models, protected by protect_metadata(), or the fixture "

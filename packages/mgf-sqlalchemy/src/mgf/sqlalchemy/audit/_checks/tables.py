@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
+    from mgf.sqlalchemy.audit._finding import Severity
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
 
 _LOOKS_LIKE_TENANT = re.compile(TENANT_LIKE, re.IGNORECASE)
@@ -65,26 +66,24 @@ def check_row_security(subject: Subject) -> Iterator[Finding]:
 
 
 def _not_enabled(subject: Subject, relation: Relation, remedy: str) -> Finding:
+    severity: Severity = "critical" if relation.within_reach else "warning"
+    shows = "shows" if relation.within_reach else "would show, with the next GRANT,"
     if subject.is_partition(relation):
-        is_reached = bool(relation.within_reach)
         return Finding(
             "partition-rls-off",
-            "critical" if is_reached else "warning",
+            severity,
             relation.label,
             "is a partition or child whose own row-level security is off: named directly, it "
-            + ("shows" if is_reached else "would show, with the next GRANT,")
-            + " every tenant's rows",
+            f"{shows} every tenant's rows",
             remedy,
         )
     if subject.is_inherited(relation):
-        is_reached = bool(relation.within_reach)
         return Finding(
             "parent-rls-off",
-            "critical" if is_reached else "warning",
+            severity,
             relation.label,
             "tables with tenants' rows inherit from it, and its own row-level security is off: it "
-            + ("shows" if is_reached else "would show, with the next GRANT,")
-            + " their rows of every tenant, whatever their policies say",
+            f"{shows} their rows of every tenant, whatever their policies say",
             f"ALTER TABLE ... NO INHERIT {relation.sql};\n-- or a policy here, and\n{remedy}",
         )
     if subject.tenants[relation.oid] is None and subject.declared is None:

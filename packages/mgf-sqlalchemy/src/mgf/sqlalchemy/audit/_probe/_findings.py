@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mgf.sqlalchemy.audit._finding import Finding
+from mgf.sqlalchemy.audit._labels import role_of
 from mgf.sqlalchemy.audit._sql import identifier
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def _remedy(subject: Subject, relation: Relation | None, label: str, attack: str
     if snapshot.role.rolsuper or snapshot.role.rolbypassrls:
         return f"ALTER ROLE {role} NOSUPERUSER NOBYPASSRLS;"
     if relation is None:
-        name = label.removeprefix("role ")
-        if name == snapshot.role.rolname:
+        name = role_of(label)
+        if name is None or name == snapshot.role.rolname:
             return f"ALTER ROLE {role} RESET {subject.setting};"
         return f"REVOKE {identifier(name)} FROM {role};"
     if attack == "truncate":

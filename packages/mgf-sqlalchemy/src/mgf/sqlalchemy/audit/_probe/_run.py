@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.audit._labels import CONTROL, label_of_role
 from mgf.sqlalchemy.audit._probe._attacks import ATTACKS, Field, attack, look_unset
 from mgf.sqlalchemy.audit._probe._control import NoControlError, make_control, missed
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
@@ -90,8 +91,9 @@ class Run:
             outcomes = doubt_held(self._attack(target), doubts.get(target.relation.oid, {}))
             found[target.relation.label] = _doubt(outcomes, blind)
         for done, role in enumerate(roles, len(concerned)):
-            progress(done, total, f"role {role}")
-            found[f"role {role}"] = _doubt(attack_as(self._field, concerned, role), blind)
+            label = label_of_role(role)
+            progress(done, total, label)
+            found[label] = _doubt(attack_as(self._field, concerned, role), blind)
         return found | dict(self._of_itself())
 
     def _seed(self) -> None:
@@ -158,9 +160,9 @@ class Run:
         ]
         if any(defaults) or self._bound:
             how = f"{setting} has a value before any scope: who forgot one acts as that tenant"
-            yield f"role {role}", {"unscoped": leaked(how)}
+            yield label_of_role(role), {"unscoped": leaked(how)}
         if self._no_control:
-            yield "control", {"control": not_proven(self._no_control)}
+            yield CONTROL, {CONTROL: not_proven(self._no_control)}
 
 
 def _check_role(session: Session) -> None:
