@@ -201,6 +201,19 @@ async def test_a_model_answers_for_its_own_relations_alone(template: Template) -
                 await assert_isolated(engine, target)
 
 
+async def test_a_model_answers_for_what_its_table_inherits_from(template: Template) -> None:
+    """A parent shows the rows of its heirs, and is no business of its other heirs."""
+    parent = (
+        "CREATE TABLE parent (id int)",
+        "ALTER TABLE bill ALTER id TYPE int, INHERIT parent",
+        "GRANT SELECT ON parent TO isolated_app",
+    )
+    with broken(template, *parent) as engine:
+        await assert_isolated(engine, Note)
+        with pytest.raises(AssertionError, match=r"public\.parent"):
+            await assert_isolated(engine, Bill)
+
+
 async def test_a_role_may_be_taken_by_another_login(sound: TemporaryDatabase) -> None:
     owner = create_engine(sound.owner_url, poolclass=NullPool)
     await assert_isolated(owner, Bill, role="isolated_app")

@@ -23,20 +23,25 @@ if TYPE_CHECKING:
 
 __all__ = ["assert_isolated"]
 
-# A table, its partitions and inheritors, and the views that read one of them.
+# A table, its partitions and inheritors, what these inherit from, which shows their rows, and the
+# views that read one of them.
 _CONCERNED = text(
     """
-    WITH RECURSIVE concerned (oid) AS (
-        SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WITH RECURSIVE concerned (oid, is_above) AS (
+        SELECT c.oid, false FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname IN :names
         UNION
-        SELECT more.oid FROM concerned, LATERAL (
-            SELECT inhrelid FROM pg_inherits WHERE inhparent = concerned.oid
+        SELECT more.oid, more.is_above FROM concerned, LATERAL (
+            SELECT inhrelid, false FROM pg_inherits
+            WHERE inhparent = concerned.oid AND NOT concerned.is_above
             UNION ALL
-            SELECT r.ev_class FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
+            SELECT inhparent, true FROM pg_inherits WHERE inhrelid = concerned.oid
+            UNION ALL
+            SELECT r.ev_class, concerned.is_above
+            FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
             WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
               AND d.refobjid = concerned.oid
-        ) AS more (oid)
+        ) AS more (oid, is_above)
     )
     SELECT n.nspname || '.' || c.relname
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -68,7 +73,8 @@ async def assert_isolated(
         bind: of the application's role, or of a login that may take it: an engine, a connection
             outside every tenant's scope, or a sessionmaker on one of them.
         target: what to answer for: a metadata or declarative base; or a model or table, with its
-            partitions and the views that read it. Of a model with several tables, all of them.
+            partitions, what it inherits from and the views that read it. Of a model with several
+            tables, all of them.
         role: that the application connects as; the connection's own unless given.
         tenant_column: as for `probe`.
         setting: as for `probe`.
