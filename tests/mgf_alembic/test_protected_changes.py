@@ -96,6 +96,17 @@ def notes(*rules: Policy) -> MetaData:
     return metadata
 
 
+def test_a_table_that_is_defined_after_the_call_gets_its_index(
+    project: Project, empty: Database
+) -> None:
+    metadata = notes()
+    tenant_table()(Table("late", metadata, key(), tenant_id()))
+
+    project.autogenerate(empty.url, metadata)
+
+    project.check(empty.url, metadata)
+
+
 def test_a_table_is_dropped_that_policies_of_others_name(project: Project, empty: Database) -> None:
     rule = Policy("readers", "note", using="EXISTS (SELECT FROM reader)", restrictive=True)
     project.autogenerate(empty.url, notes(rule))
@@ -362,3 +373,34 @@ def test_a_revision_on_a_branch_of_its_own_is_complete(project: Project, empty: 
     project.run(command.upgrade, "heads", **arguments)
 
     project.check(empty.url, notes())
+
+
+def test_a_partitioned_table_leaves_the_models_with_its_partitions(
+    project: Project, empty: Database
+) -> None:
+    def events(*, are_there: bool) -> MetaData:
+        metadata = notes() if not are_there else partitioned()
+        if are_there:
+            tenant_table()(Table("note", metadata, key(), tenant_id()))
+        return metadata
+
+    empty.run("CREATE SCHEMA archive")
+    project.autogenerate(empty.url, events(are_there=True))
+    empty.run(
+        "CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE a_rest PARTITION OF event DEFAULT PARTITION BY RANGE (at)",
+        "CREATE TABLE archive.old PARTITION OF a_rest FOR VALUES FROM (10) TO (20)",
+    )
+    project.autogenerate(empty.url, events(are_there=True))
+    project.check(empty.url, events(are_there=True))
+    assert empty.ask("SELECT count(*) FROM pg_policy") == 10
+
+    project.autogenerate(empty.url, events(are_there=False))
+
+    project.check(empty.url, events(are_there=False))
+    assert empty.ask("SELECT count(*) FROM pg_policy") == 2
+    project.run(command.downgrade, "-1", database_url=empty.url)
+    assert differences(empty, events(are_there=True)) == []
+    assert empty.ask("SELECT pg_get_partkeydef('event'::regclass)") == "RANGE (at)"
+    project.run(command.upgrade, "head", database_url=empty.url)
+    project.check(empty.url, events(are_there=False))

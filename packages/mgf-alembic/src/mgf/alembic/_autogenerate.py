@@ -11,7 +11,6 @@ from alembic.autogenerate import comparators
 from alembic.operations import ops
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Column, MetaData, Table
-from sqlalchemy.dialects import postgresql
 
 from mgf.alembic._columns import convert_strings
 from mgf.alembic._dependencies import TableKey, hindering_policies, table_key
@@ -22,8 +21,9 @@ from mgf.alembic._operations import (
     ProtectTableOp,
     UnprotectTableOp,
 )
+from mgf.alembic._partitions import falling_partitions
 from mgf.alembic._privileges import AlterRowSecurityOp, GrantPrivilegesOp, RevokePrivilegesOp
-from mgf.alembic._views import AlterViewSecurityOp, CreateInvokerViewOp
+from mgf.alembic._view_comparison import ViewComparison, secure_view
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy import rls
 
@@ -57,13 +57,21 @@ def _note_table(
     return PriorityDispatchResult.CONTINUE
 
 
+@comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.FIRST)
+def _complete(
+    context: AutogenContext, _upgrade: ops.UpgradeOps, _schemas: set[str | None]
+) -> PriorityDispatchResult:
+    """Give tables that were defined after ``protect_metadata`` their indexes, before any look."""
+    for one in _protected(context):
+        rls.declared_protection(one)
+    return PriorityDispatchResult.CONTINUE
+
+
 @comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.LAST)
 def _compare(
     context: AutogenContext, upgrade: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    given = context.metadata
-    listed: Sequence[MetaData] = [given] if isinstance(given, MetaData) else given or []
-    metadatas = [one for one in listed if rls.is_protected(one)]
+    metadatas = _protected(context)
     if metadatas and context.connection is not None:
         comparison = Comparison(
             context.connection, metadatas, _compared.get(context, set()), schemas
@@ -72,6 +80,12 @@ def _compare(
         for one in metadatas:
             rls.warn_of_views(context.connection, one)
     return PriorityDispatchResult.CONTINUE
+
+
+def _protected(context: AutogenContext) -> list[MetaData]:
+    given = context.metadata
+    listed: Sequence[MetaData] = [given] if isinstance(given, MetaData) else given or []
+    return [one for one in listed if rls.is_protected(one)]
 
 
 @comparators.dispatch_for("schema", priority=DispatchPriority.LAST)
@@ -123,13 +137,16 @@ class Comparison:
         self._there = rls.read_protection(
             connection, schemas={schema for schema, _ in chain(places, compared)}
         )
+        self._views = ViewComparison(connection, metadatas, self._expected.views, self._there)
 
     def extend(self, operations: Sequence[ops.MigrateOperation]) -> list[ops.MigrateOperation]:
         """Return Alembic's operations with what has to come before and after them."""
-        kept = [one for one in operations if self._key(one) not in self._children()]
+        falling = falling_partitions(self._connection, operations)
+        left_out = self._children() | falling
+        kept = [one for one in operations if self._key(one) not in left_out]
         self._convert(kept)
         created = [self._key(one) for one in kept if isinstance(one, ops.CreateTableOp)]
-        hindering = hindering_policies(self._connection, kept, self._there.tables)
+        hindering = hindering_policies(self._connection, kept, falling, self._there.tables)
         before: list[ops.MigrateOperation] = list(self._unprotect(kept))
         after: list[ops.MigrateOperation] = []
         before += [DropPolicyOp(one) for one in self._policies(hindering)]
@@ -143,11 +160,12 @@ class Comparison:
                 before.append(DropPolicyOp(one.there))
             elif one.aspect == "index":
                 after += self._index(one, kept)
-            else:
+            elif one.table not in self._views.changed:
                 after += self._repair(one)
-        after = [*self._create_again(hindering), *after]
+        after = [*self._create_again(hindering), *after, *self._views.create()]
         new = [one for one in map(self._written, created) if one is not None]
-        return [*before, *kept, *(ProtectTableOp(_bare(one)) for one in new), *after]
+        protect = [ProtectTableOp(_bare(one)) for one in new]
+        return [*self._views.drop(), *before, *kept, *protect, *after]
 
     def _convert(self, operations: Sequence[ops.MigrateOperation]) -> None:
         tenant_columns = {one.key: one.indexed for one in self._expected.tables}
@@ -207,8 +225,8 @@ class Comparison:
             yield GrantPrivilegesOp(one.expected)
         elif one.aspect == "grant":
             yield RevokePrivilegesOp(one.there)
-        elif one.aspect == "view" and one.expected is not None:
-            yield self._view(one.expected, one.there)
+        elif one.aspect == "view" and one.there is not None:
+            yield secure_view(one.there)
         elif one.aspect == "owner":
             raise AppConfigError(
                 f"table {one.table!r} (schema, name) belongs to role {one.there!r}, which its "
@@ -221,33 +239,6 @@ class Comparison:
                 "which no protected metadata has: whoever may read that reads these rows, past "
                 "their policies; declare it, or ALTER TABLE ... NO INHERIT or DETACH PARTITION"
             )
-
-    def _view(
-        self, expected: rls.ViewProtection, there: rls.ViewProtection | None
-    ) -> ops.MigrateOperation:
-        if there is None:
-            return CreateInvokerViewOp(
-                expected.name,
-                self._select(expected),
-                schema=expected.schema,
-                grants=expected.grants,
-            )
-        if there.materialized:
-            raise AppConfigError(
-                f"{expected.key!r} (schema, name) is declared as invoker_view(), but is a "
-                "materialized view in the database, which no policy can protect; drop it"
-            )
-        return AlterViewSecurityOp(expected.name, schema=expected.schema, invoker=True)
-
-    def _select(self, view: rls.ViewProtection) -> str:
-        # "named", because the driver's own style would double every percent sign.
-        dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-        for metadata in self._metadatas:
-            for one in rls.create_views(metadata):
-                if table_key(one.schema, one.name, self._default) == view.key:
-                    options: dict[str, Any] = {"literal_binds": True}
-                    return str(one.select.compile(dialect=dialect, compile_kwargs=options))
-        raise AssertionError(view)
 
     def _index(
         self, one: rls.Difference, operations: Sequence[ops.MigrateOperation]

@@ -8,7 +8,7 @@ from alembic.operations import ops
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence, Set
 
     from sqlalchemy import Connection
 
@@ -37,6 +37,7 @@ _DEPENDENCIES = text(
 def hindering_policies(
     connection: Connection,
     operations: Sequence[ops.MigrateOperation],
+    falling: Set[TableKey],
     tables: Iterable[TableProtection],
 ) -> set[PolicyKey]:
     """Return the policies that some of Alembic's operations cannot run with.
@@ -44,11 +45,12 @@ def hindering_policies(
     Args:
         connection: to PostgreSQL.
         operations: what is to run.
+        falling: tables that are dropped with others.
         tables: what is there; the partitions of a table are altered with it.
     """
     default = connection.dialect.default_schema_name
     columns = set(_altered_columns(operations, default))
-    dropped = {
+    dropped = falling | {
         table_key(one.schema, one.table_name, default)
         for one in operations
         if isinstance(one, ops.DropTableOp)

@@ -35,6 +35,7 @@ from mgf.sqlalchemy.rls._state import Grant, Policy, Protection, TableProtection
 from mgf.sqlalchemy.rls._views import (
     CreateInvokerView,
     DropInvokerView,
+    changed_views,
     create_views,
     invoker_view,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "TenantMixin",
     "UnprotectedViewWarning",
     "ViewProtection",
+    "changed_views",
     "check_roles",
     "child_table",
     "compare_protection",

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, TableClause, column, inspect, table
+from sqlalchemy import Connection, TableClause, column, inspect, table, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql import visitors
 
 from mgf.common.exceptions import AppConfigError
+from mgf.sqlalchemy.errors import sqlstate
 from mgf.sqlalchemy.rls._ddl import quoted_relation
 from mgf.sqlalchemy.rls._names import check_name
-from mgf.sqlalchemy.rls._schemas import effective_schema
+from mgf.sqlalchemy.rls._predicates import quote_relation
+from mgf.sqlalchemy.rls._schemas import effective_schema, shorten_name
+from mgf.sqlalchemy.rls._scratch import EMPTY_SEARCH_PATH, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -21,8 +25,15 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData, SelectBase, Table
     from sqlalchemy.sql.compiler import DDLCompiler
 
+    from mgf.sqlalchemy.rls._names import RelationName
+
 # Where a metadata keeps its views.
 _INFO_KEY = "mgf.sqlalchemy.rls.views"
+
+_SHOWN = text(
+    "SELECT pg_get_viewdef(oid) FROM pg_class WHERE oid = to_regclass(:name) AND relkind = 'v'"
+)
+_TRIED = "pg_temp", "declared"
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,38 @@ def create_views(metadata: MetaData) -> Iterator[CreateInvokerView]:
         yield CreateInvokerView(view.name, view.select, schema=view.schema)
 
 
+def changed_views(connection: Connection, metadata: MetaData) -> dict[RelationName, str]:
+    """Return the views that are there and show something else than declared, and what they show.
+
+    With them those that read them, and so have to be made anew with them. Schema and name (the
+    database's default schema is None) lead to the SELECT that is there; the order is the one in
+    which the views have to be created. Two are compared as PostgreSQL prints them: the declared
+    one is made as a temporary view, and rolled back. One that PostgreSQL does not accept yet,
+    since it names something that is to be made, differs.
+
+    Args:
+        connection: to PostgreSQL, not in AUTOCOMMIT, with the privilege TEMP on the database and
+            not read-only; a transaction that is open stays open.
+        metadata: of the views.
+
+    Raises:
+        AppConfigError: the database is not PostgreSQL, or the connection is in AUTOCOMMIT.
+    """
+    default = connection.dialect.default_schema_name
+    concerned: set[TableClause] = set()
+    found: dict[RelationName, str] = {}
+    for view in views_of(metadata):
+        schema = effective_schema(connection, view.schema)
+        with scratch(connection):
+            there = _shown(connection, (schema or default, view.name))
+        if there is None:
+            continue
+        if _may_read(view, concerned) or there != _declared(connection, view):
+            concerned.add(view.clause)
+            found[shorten_name((schema, view.name), default)] = there
+    return found
+
+
 def views_of(metadata: MetaData) -> list[View]:
     """Return the views of a metadata, each after those that it reads."""
     views: list[View] = metadata.info.get(_INFO_KEY, [])
@@ -140,11 +183,35 @@ def views_over(metadata: MetaData, tables: Collection[Table]) -> Iterator[View]:
     concerned: set[TableClause] = set(tables)
     found: list[View] = []
     for view in views_of(metadata):
-        reads = tables_of(view)
-        if not reads or concerned.intersection(reads):
+        if _may_read(view, concerned):
             concerned.add(view.clause)
             found.append(view)
     yield from reversed(found)
+
+
+def _may_read(view: View, concerned: Collection[TableClause]) -> bool:
+    reads = tables_of(view)
+    return bool(concerned) and (not reads or not reads.isdisjoint(concerned))
+
+
+def _declared(connection: Connection, view: View) -> str | None:
+    _, name = _TRIED
+    try:
+        with scratch(connection):
+            connection.execute(CreateInvokerView(name, view.select, schema="pg_temp"))
+            return _shown(connection, _TRIED)
+    except DBAPIError as error:
+        code = sqlstate(error) or ""
+        # Class 42: something is not there. But for the privilege, which says nothing of the view.
+        if not code.startswith("42") or code == "42501":
+            raise
+    return None
+
+
+def _shown(connection: Connection, name: RelationName) -> str | None:
+    connection.execute(EMPTY_SEARCH_PATH)
+    shown: str | None = connection.execute(_SHOWN, {"name": quote_relation(name)}).scalar()
+    return shown
 
 
 def _is_there(relation: TableClause, connection: Connection) -> bool:
