@@ -9,7 +9,7 @@ from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._state import TableProtection, ViewProtection
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from mgf.sqlalchemy.rls._names import RelationName
     from mgf.sqlalchemy.rls._state import Grant, Protection
@@ -49,10 +49,11 @@ class Difference:
 def compare_protection(expected: Protection, there: Protection) -> Iterator[Difference]:
     """Yield every difference between what is expected and what is there.
 
-    Grants on a table count for the roles that it is expected to grant something, and for PUBLIC;
-    what others were granted is their business. On schemas and loose sequences only missing ones
-    count, and tables that are not expected do not. Columns are not compared, nor is what a view
-    shows; membership in the owner's role is not seen either.
+    Grants on a table count for the roles that it is expected to grant something, for PUBLIC, and
+    for former roles: those that an expected policy is there for instead, and that nothing is
+    expected for. What others were granted is their business. On schemas only missing ones count,
+    on loose sequences those of former roles too, and tables that are not expected do not. Columns
+    are not compared, nor is what a view shows; membership in the owner's role is not seen either.
 
     Args:
         expected: as `expected_protection` gives it.
@@ -60,9 +61,10 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
     """
     found = {one.key: one for one in there.tables}
     keys = {one.key for one in expected.tables}
+    former = _former_roles(expected, found)
     for table in expected.tables:
         if table.key in found:
-            yield from _compare_tables(table, found[table.key])
+            yield from _compare_tables(table, found[table.key], former)
             for parent in found[table.key].parents:
                 if table.enabled and parent not in keys:
                     yield Difference("parent", table.key, None, parent)
@@ -70,14 +72,34 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
             yield Difference("table", table.key, table, None)
     views = {one.key: one for one in there.views}
     for view in expected.views:
-        yield from _compare_views(view, views.get(view.key))
+        yield from _compare_views(view, views.get(view.key), former)
     roles = {one.to for one in expected.grants}
-    for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
+    sequences = {(one.schema, one.on) for one in expected.grants if one.kind == "SEQUENCE"}
+    for grant, is_missing in _compare_grants(expected.grants, there.grants, roles | former):
         if is_missing:
             yield Difference("grant", None, grant, None)
+        elif grant.to in former and (grant.schema, grant.on) in sequences:
+            yield Difference("grant", None, None, grant)
 
 
-def _compare_tables(expected: TableProtection, there: TableProtection) -> Iterator[Difference]:
+def _former_roles(expected: Protection, there: Mapping[RelationName, TableProtection]) -> set[str]:
+    """Return the roles whose place in expected policies others take."""
+    current, named = {PUBLIC, *(grant.to for grant in expected.grants)}, set[str]()
+    for view in expected.views:
+        current.update(grant.to for grant in view.grants)
+    for table in expected.tables:
+        current.update(grant.to for grant in table.grants)
+        wanted = {policy.name: set(policy.to) for policy in table.policies}
+        current.update(*wanted.values())
+        for policy in there[table.key].policies if table.key in there else ():
+            if policy.name in wanted and wanted[policy.name].isdisjoint(policy.to):
+                named.update(policy.to)
+    return named - current
+
+
+def _compare_tables(
+    expected: TableProtection, there: TableProtection, former: Collection[str]
+) -> Iterator[Difference]:
     key = expected.key
     if expected.enabled and there.owner in {one.to for one in expected.grants}:
         yield Difference("owner", key, None, there.owner)
@@ -93,18 +115,22 @@ def _compare_tables(expected: TableProtection, there: TableProtection) -> Iterat
     for column in expected.indexed:
         if column not in there.indexed:
             yield Difference("index", key, column, None)
-    yield from _grant_differences(expected, there)
+    yield from _grant_differences(expected, there, former)
 
 
-def _compare_views(expected: ViewProtection, there: ViewProtection | None) -> Iterator[Difference]:
+def _compare_views(
+    expected: ViewProtection, there: ViewProtection | None, former: Collection[str]
+) -> Iterator[Difference]:
     if there is None or not there.security_invoker:
         yield Difference("view", expected.key, expected, there)
     if there is not None:
-        yield from _grant_differences(expected, there)
+        yield from _grant_differences(expected, there, former)
 
 
-def _grant_differences(expected: _Protected, there: _Protected) -> Iterator[Difference]:
-    roles = {PUBLIC, *(one.to for one in expected.grants)}
+def _grant_differences(
+    expected: _Protected, there: _Protected, former: Collection[str]
+) -> Iterator[Difference]:
+    roles = {PUBLIC, *former, *(one.to for one in expected.grants)}
     for grant, is_missing in _compare_grants(expected.grants, there.grants, roles):
         yield Difference(
             "grant", expected.key, grant if is_missing else None, None if is_missing else grant
