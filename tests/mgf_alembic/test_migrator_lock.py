@@ -15,6 +15,7 @@ from sqlalchemy import MetaData, NullPool, Pool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from harness.migrations import ACCOUNT, PROBE, Project, open_connections, rows, wait_for
+from harness.pgbouncer import PROGRAM, pgbouncer
 from harness.servers import run_sql
 from mgf.alembic.errors import MigrationLockError
 from mgf.common.exceptions import AppConfigError, OperationError
@@ -31,8 +32,13 @@ HOLDERS = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
 SLEEP = 'op.execute("SELECT pg_sleep(60)")'
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
 WAITING = f"""
-    SELECT state FROM pg_stat_activity
-    WHERE query LIKE 'SELECT pg_try_advisory_lock%' AND pid NOT IN ({HOLDERS})
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name LIKE 'mgf-alembic on %' AND pid NOT IN ({HOLDERS})
+"""
+IN_THE_WAY = """
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name LIKE 'mgf-alembic on %' AND state <> 'active'
+    AND backend_xmin IS NOT NULL
 """
 VERSION = "SELECT version_num FROM alembic_version"
 # A sequence counts what no rollback takes back.
@@ -108,20 +114,44 @@ class TestSeveralProcesses:
         assert rows(database, VALID) == [True]
         assert open_connections(database) == []
 
-    def test_who_waits_has_no_transaction_open(
+    def test_who_waits_or_holds_the_lock_has_no_snapshot(
         self, project: Project, database: URL, url: URL
     ) -> None:
         """CREATE INDEX CONCURRENTLY would wait for it, and it for the index."""
         project.add(SLEEP)
+        options = {"options": "-c default_transaction_isolation=serializable"}
+        url = url.update_query_dict(options)
 
-        with (
-            lock_held(database),
-            project.started("upgrade", "head", database_url=url),
-        ):
-            wait_for(database, WAITING)
-            states = {state for _ in range(20) for state in rows(database, WAITING)}
+        with project.started("upgrade", "head", database_url=url):
+            wait_for(database, SLEEPING)
+            with project.started("upgrade", "head", database_url=url):
+                wait_for(database, WAITING)
+                found = [pid for _ in range(20) for pid in rows(database, IN_THE_WAY)]
 
-        assert states <= {"idle", "active"}
+        assert found == []
+
+    @pytest.mark.skipif(PROGRAM is None, reason="needs the program pgbouncer")
+    async def test_through_a_pooler_all_succeed_and_none_leaves_the_lock_there(
+        self, project: Project, database: URL, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        await run_sql(database, "CREATE SEQUENCE runs")
+        project.add(COUNTED)
+        project.add(CONCURRENTLY)
+        project.add("raise LookupError")
+
+        async with pgbouncer(database, tmp_path_factory.mktemp("pooler")) as url:
+            with ExitStack() as stack:
+                started = [project.started("upgrade", "r2", database_url=url) for _ in range(3)]
+                processes = [stack.enter_context(one) for one in started]
+                errors = [process.communicate(timeout=120)[1] for process in processes]
+            assert ([process.returncode for process in processes], errors) == ([0] * 3, [""] * 3)
+            assert rows(database, HOLDERS) == []
+            with project.started("upgrade", "head", database_url=url) as process:
+                assert "LookupError" in process.communicate(timeout=60)[1]
+            wait_for(database, f"SELECT 1 WHERE NOT EXISTS ({HOLDERS})")
+
+        assert rows(database, "SELECT last_value FROM runs") == [1]
+        assert rows(database, VALID) == [True]
 
     def test_the_log_says_who_migrates(self, project: Project, database: URL) -> None:
         project.write("migrations/env.py", LOGGED)
@@ -321,12 +351,15 @@ class TestLoss:
         assert rows(database, "SELECT to_regclass('account')") == [None]
         assert open_connections(database) == []
 
+    @pytest.mark.parametrize(
+        "setting", ["idle_session_timeout", "idle_in_transaction_session_timeout"]
+    )
     def test_a_server_that_ends_idle_sessions_leaves_it(
-        self, project: Project, database: URL, url: URL
+        self, project: Project, database: URL, url: URL, setting: str
     ) -> None:
-        project.add("import time\ntime.sleep(1.5)")
+        project.add(f'op.execute("SET LOCAL {setting} = 0")\nimport time\ntime.sleep(1.5)')
 
-        project.upgrade(url.update_query_dict({"options": "-c idle_session_timeout=500"}))
+        project.upgrade(url.update_query_dict({"options": f"-c {setting}=500"}))
 
         assert rows(database, VERSION) == ["r1"]
 

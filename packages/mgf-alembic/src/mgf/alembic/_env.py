@@ -50,9 +50,10 @@ def configure_env(
 
     On PostgreSQL the commands ``upgrade``, ``downgrade`` and ``stamp`` first take a lock, so that
     of several processes one migrates and the others then find nothing left to do. It is an
-    advisory lock, named by database and version table, on a connection of its own: it goes when
-    the process ends, however, and is looked at before each step commits. Who hands over a
-    connection has to keep others off himself, and waits for locks as he likes.
+    advisory lock, named by database and version table, in a transaction on a connection of its
+    own: it goes when the process ends, however, also behind a pooler in transaction mode, and is
+    looked at before each step commits. Who hands over a connection has to keep others off
+    himself, and waits for locks as he likes.
 
     Progress is shown on standard error when that is a terminal and the run takes longer than a
     second; otherwise logged to ``mgf.alembic``, a line for each step.

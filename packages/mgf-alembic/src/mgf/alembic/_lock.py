@@ -1,8 +1,9 @@
-"""One migrator at a time: a lock of PostgreSQL, held by a connection of its own.
+"""One migrator at a time: a lock of PostgreSQL, held by a transaction of its own.
 
 Waiting inside PostgreSQL, in ``pg_advisory_lock()``, would be a transaction that CREATE INDEX
-CONCURRENTLY of the one who migrates waits for in its turn, and a lock on the migration connection
-would leave a transaction open there. So this asks again and again, outside any transaction.
+CONCURRENTLY of the one who migrates waits for in its turn. So this asks again and again, and ends
+its transaction in between. The one that holds the lock stays open, and has no snapshot that others
+could wait for. Outside a transaction, a pooler would keep the lock when its client has gone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ _SETTINGS = text("""
     ) AS wanted (name, value) USING (name)
     WHERE name <> 'application_name' OR setting = ''
 """)
+# Let the transaction that holds the lock rest as well, and no other: a pooler may lend the server
+# process to an application next.
+_TRANSACTION_MAY_LAST = text(
+    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+)
+# The last statement before a rest: what a query has read keeps its snapshot until the next one
+# comes, and a setting needs none.
+_REST = "SET LOCAL idle_in_transaction_session_timeout = 0"
 # How PostgreSQL shows the lock of one bigint: https://www.postgresql.org/docs/current/view-pg-locks.html
 _HOLDERS = """
     FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
@@ -53,10 +62,10 @@ _HOLDERS = """
 
 
 class MigratorLock:
-    """The lock of one version table, for as long as its connection lives.
+    """The lock of one version table, for as long as its transaction is open.
 
     Args:
-        connection: in AUTOCOMMIT, used for nothing else.
+        connection: in READ COMMITTED, used for nothing else.
         version_table: the name, with its schema if that was given.
     """
 
@@ -78,7 +87,7 @@ class MigratorLock:
         """
         started = time.monotonic()
         remind = 0.0
-        while not self._scalar(f"SELECT pg_try_advisory_lock({self._key})"):
+        while not self._scalar(f"SELECT pg_try_advisory_xact_lock({self._key})"):
             waited = time.monotonic() - started
             if waited >= timeout:
                 raise MigrationLockError(
@@ -90,8 +99,11 @@ class MigratorLock:
                 level = logging.WARNING if remind else logging.INFO
                 logger.log(level, "waiting for %s, which migrates: %.0f s", self._holder(), waited)
                 remind += _REMIND
+            self.release()
             # Spreads load, hides nothing.
             pause(self._connection, min(random.uniform(*_POLL), timeout - waited))  # noqa: S311
+        self._connection.execute(_TRANSACTION_MAY_LAST)
+        self._connection.exec_driver_sql(_REST)
 
     def verify(self, **_: Any) -> None:
         """Make sure that the lock is still held, before a step commits.
@@ -102,17 +114,17 @@ class MigratorLock:
         cause: DBAPIError | None = None
         try:
             if self._scalar(f"SELECT count(*) {self._holders} AND pid = pg_backend_pid()"):
+                self._connection.exec_driver_sql(_REST)
                 return
         except DBAPIError as error:
             cause = error
         raise MigrationLockError(
             "the connection that held the lock against other migrators was lost, so this step was "
-            "rolled back; run the command again, on a direct connection: a pooler in transaction "
-            "mode gives every statement to another server process"
+            "rolled back; run the command again"
         ) from cause
 
     def release(self) -> None:
-        self._scalar(f"SELECT pg_advisory_unlock({self._key})")
+        self._connection.rollback()
 
     def _holder(self) -> str:
         row = self._connection.exec_driver_sql(
@@ -132,9 +144,11 @@ def hold_lock(
     connection: Connection, version_table: str, timeout: float
 ) -> Generator[MigratorLock]:
     """Keep other migrators of this version table off, waiting so many seconds for them first."""
-    connection.execution_options(isolation_level="AUTOCOMMIT")
+    # In REPEATABLE READ the transaction would have a snapshot for as long as it lives.
+    connection.execution_options(isolation_level="READ COMMITTED")
     name = f"mgf-alembic on {socket.gethostname()}"
     connection.execute(_SETTINGS, {"application_name": name})
+    connection.commit()
     lock = MigratorLock(connection, version_table)
     lock.acquire(timeout)
     yield lock
