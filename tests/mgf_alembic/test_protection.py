@@ -194,3 +194,17 @@ def test_drift_is_found_repaired_and_brought_back(
     assert catalog(empty)["columns"] == columns
     project.run(command.downgrade, "-1", database_url=empty.url)
     assert set(map(str, catalog(empty)["policies"])) == set(map(str, drifted["policies"]))
+
+
+@pytest.mark.parametrize("drift", ["missing policy", "missing isolation", "missing view"])
+def test_a_downgrade_past_a_repair_leaves_nothing_behind(
+    project: Project, empty: Database, drift: str
+) -> None:
+    before = catalog(empty)
+    project.autogenerate(empty.url, models())
+    empty.run(DRIFT[drift])
+    project.autogenerate(empty.url, models())
+
+    project.run(command.downgrade, "base", database_url=empty.url)
+
+    assert catalog(empty) == before

@@ -70,10 +70,11 @@ class UnprotectTableOp(ProtectionOp):
 
         Args:
             operations: Alembic's own; not given in a call of ``op.unprotect_table()``.
-            protection: all that goes; with it ``op.protect_table()`` brings it back.
+            protection: all that goes; with it ``op.protect_table()`` brings it back. A policy
+                that is gone already is no error.
 
         Raises:
-            AppConfigError: there is no such table, policy or role.
+            AppConfigError: there is no such table or role.
         """
         operations.invoke(cls(protection))
 
@@ -93,7 +94,8 @@ class UnprotectTableOp(ProtectionOp):
                 forced=False if one.forced else None,
             )
         for policy in one.policies:
-            yield rls.DropPolicy(policy)
+            # A downgrade past the repair of one that somebody had dropped comes here without it.
+            yield rls.DropPolicy(policy, if_exists=True)
 
     def reverse(self) -> ProtectTableOp:
         return ProtectTableOp(self.protection)
