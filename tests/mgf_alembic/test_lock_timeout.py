@@ -277,6 +277,17 @@ class TestNoRetry:
 
         assert rows(database, TRIES) == [1]
 
+    def test_a_step_that_committed_by_itself(
+        self, project: Project, database: URL, url: URL
+    ) -> None:
+        commit = "op.get_bind().commit()"
+        project.add(f"{ACCOUNT}\n{commit}\n{FAIL.format(tries=2, code='55P03')}")
+
+        with pytest.raises(DBAPIError, match="as asked"):
+            project.upgrade(url)
+
+        assert rows(database, TRIES) == [1]
+
     def test_but_a_step_behind_one_that_had_one(
         self, project: Project, database: URL, url: URL
     ) -> None:

@@ -78,8 +78,8 @@ def configure_env(
             nothing.
         lock_retries: how often a step is tried again that failed so (SQLSTATE 55P03), or by a
             deadlock (40P01). The pauses grow from about half a second to half a minute. A step
-            that was in an ``autocommit_block()`` is not tried again, since it left something
-            behind. None or 0 is never.
+            that was in an ``autocommit_block()``, or committed by itself, is not tried again, since
+            it left something behind. None or 0 is never.
         options: further arguments of ``alembic.context.configure``, such as ``version_table`` or
             ``include_name``. ``transaction_per_migration`` is on unless given, so that another
             try resumes where the last one failed; ``render_as_batch`` for SQLite, which alters

@@ -52,6 +52,7 @@ class Transactions:
             self._limit = f"SET LOCAL lock_timeout = {math.ceil(lock_timeout * 1000)}"
         connection.rollback()
         event.listen(connection, "begin", self._begin)
+        event.listen(connection, "commit", self._commit)
 
     def end_step(self, **_: Any) -> None:
         self._between_steps = True
@@ -67,6 +68,10 @@ class Transactions:
             self._step_is_whole = False
         elif self._limit is not None:
             connection.exec_driver_sql(self._limit)
+
+    def _commit(self, _connection: Connection) -> None:
+        if not self._between_steps:  # a migration commits by itself
+            self._step_is_whole = False
 
 
 def _end_statements_with_client(connection: Connection) -> None:
