@@ -273,6 +273,26 @@ def test_a_locked_table_is_not_waited_for(correct: Correct) -> None:
 
 
 @pytest.mark.parametrize("way", ["probe", "audit"])
+def test_no_statement_waits_longer_than_a_second_for_a_lock(correct: Correct, way: str) -> None:
+    waits = set[str]()
+
+    def ask(connection: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
+        if "lock_timeout" not in statement:
+            cursor = connection.connection.cursor()
+            cursor.execute("SHOW lock_timeout")
+            waits.update(cursor.fetchone() or ())
+
+    correct.change("SET LOCAL lock_timeout = '1s'")
+    sa.event.listen(correct.database.owner, "after_cursor_execute", ask)
+    try:
+        getattr(correct, way)()
+    finally:
+        sa.event.remove(correct.database.owner, "after_cursor_execute", ask)
+
+    assert waits == {"1s"}
+
+
+@pytest.mark.parametrize("way", ["probe", "audit"])
 def test_a_table_that_nobody_may_read_now_is_an_error(correct: Correct, way: str) -> None:
     """PostgreSQL locks a table to print its policies."""
     with correct.database.engine.connect() as other:

@@ -89,11 +89,26 @@ def on_remark(predicate: str) -> str:
     )
 
 
+def planned(body: str) -> str:
+    """A policy that holds, but for what is computed once, when a statement is planned."""
+    lying = f"""
+        CREATE FUNCTION f() RETURNS bool LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER AS
+            $$ BEGIN RETURN {body}; END $$
+    """
+    return f"{lying}; {using(f'{CANONICAL} OR f()')}"
+
+
+# The probe puts the second tenant's rows in after the first one's.
+SECOND = f"{TENANT} = (SELECT tenant_id FROM public.invoice ORDER BY id DESC LIMIT 1)"
+
 # No mistakes of that list, since the role is granted nothing there.
 MORE = [
     (f"{OTHER}; GRANT SELECT, INSERT, DELETE ON other TO {{role}}", "public.other", READING),
     ("GRANT TRUNCATE ON line TO {role}", "public.line", ["truncate"]),
     (f"{ASKING}; {on_remark('f(invoice_id)')}", "public.remark", ["other-settings"]),
+    (planned(SECOND), INVOICE, ["prepared"]),
+    (planned(f"{TENANT} IS NOT NULL").replace("OR f()", f"OR {TENANT} IS NULL AND f()"), INVOICE,
+     ["prepared"]),
     (
         "ALTER TABLE event_1 DISABLE ROW LEVEL SECURITY; GRANT SELECT, DELETE ON event_1 TO {role}",
         "public.event_1",
@@ -112,7 +127,7 @@ MORE = [
         "role {role}_a",
         ["read", "unscoped", "blind-update", "blind-delete", "truncate"],
     ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("mistake", "where", "attacks"), [*LEAKS, *MORE])

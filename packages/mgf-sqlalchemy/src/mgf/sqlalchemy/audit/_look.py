@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._finding import Finding, NotProven
     from mgf.sqlalchemy.audit._subject import Expectation
 
-# Names that are not on the path are written in full. Printing a policy takes a lock on its table:
-# while somebody alters it, waiting would also hold up the application behind this.
+# Seconds. What waits longer for a lock would hold up the application behind it; to print a policy
+# takes a lock on its table, for which this waits while somebody alters it.
+LOCK_TIMEOUT: Final = 1.0
+
+# Names that are not on the path are written in full.
 _PREPARE = text(
-    "SELECT set_config('search_path', '', true), set_config('lock_timeout', '2s', true)"
+    "SELECT set_config('search_path', '', true), set_config('lock_timeout', :lock, true)"
 )
 _WRITABLE = text(
     "SELECT pg_is_in_recovery() AS is_standby,"
@@ -60,7 +63,7 @@ def look(
 ) -> Expectation:
     """Return what the catalogs say, and whose rows each relation has."""
     with scratch(connection):
-        connection.execute(_PREPARE)
+        connection.execute(_PREPARE, {"lock": milliseconds(LOCK_TIMEOUT)})
         snapshot = read_snapshot(
             connection,
             role=role,
@@ -71,6 +74,11 @@ def look(
     return expect(
         connection, snapshot, metadata=metadata, tenant_column=tenant_column, setting=setting
     )
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time as PostgreSQL's settings take it."""
+    return f"{seconds * 1000:.0f}"
 
 
 def check_reasons(ignore: Mapping[str, str] | None) -> dict[str, str]:

@@ -473,12 +473,25 @@ def other_settings(field: Field, target: Target) -> Outcome:
 
 
 def prepared(field: Field, target: Target) -> Outcome:
-    """A statement that was planned for one tenant gives its rows to the other.
+    """A statement that was planned for one tenant gives its rows to the other, or to nobody.
 
     It has no parameters and is planned once; that plan is what a driver's cache keeps, too.
     """
     session = field.session
-    tenant, other = field.tenants
+    for tenant, other in field.pairs:
+        try:
+            outcome = _planned(field, target, tenant, other)
+        finally:
+            # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
+            if not session.connection.invalidated and session.scalar(_IS_PREPARED):
+                session.run(f"DEALLOCATE {_STATEMENT}")
+        if outcome != HELD:
+            return outcome
+    return HELD
+
+
+def _planned(field: Field, target: Target, tenant: str, other: str) -> Outcome:
+    session, later = field.session, tenant
     query = f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {target.rows_of(tenant)})"  # noqa: S608
     try:
         with session.trial(tenant):
@@ -486,13 +499,13 @@ def prepared(field: Field, target: Target) -> Outcome:
             session.run(f"PREPARE {_STATEMENT} AS {query}")
             if not session.scalar(f"EXECUTE {_STATEMENT}"):
                 return not_proven("the statement shows a tenant nothing")
-            session.become(other)
-            if session.scalar(f"EXECUTE {_STATEMENT}"):
-                return leaked("a prepared statement gives one tenant's rows to another")
-    finally:
-        # It outlives the rollback, unless a driver forgot all of them at it, as psycopg does.
-        if not session.connection.invalidated and session.scalar(_IS_PREPARED):
-            session.run(f"DEALLOCATE {_STATEMENT}")
+            for later, whom in ((other, "another one"), ("", "who has none")):
+                session.become(later)
+                if session.scalar(f"EXECUTE {_STATEMENT}"):
+                    return leaked(f"a prepared statement gives one tenant's rows to {whom}")
+    except DBAPIError as error:
+        if later or not _is_closed(failure(error)):
+            raise
     return HELD
 
 

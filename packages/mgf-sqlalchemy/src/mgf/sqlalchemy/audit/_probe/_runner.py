@@ -76,7 +76,7 @@ async def probe(
     In ``Report.probed`` are ``"tenants"``, ``"control"`` (``"caught"``, ``"missed"`` or
     ``"not_proven"``), ``"unscoped"``, ``"seconds"`` and ``"relations"``: for each relation and
     ``"role NAME"``, by attack, ``"held"``, ``"leaked"``, ``"not_proven"`` or
-    ``"not_applicable"``, which says that the role has no privilege for it. Takes about 120
+    ``"not_applicable"``, which says that the role has no privilege for it. Takes about 135
     statements for each table that the role may read and write.
 
     Args:

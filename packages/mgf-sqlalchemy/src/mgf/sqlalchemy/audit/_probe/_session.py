@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
+from mgf.sqlalchemy.audit._look import LOCK_TIMEOUT, milliseconds
 from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult
     from sqlalchemy.exc import DBAPIError
 
-# Seconds. What waits longer for a lock would hold up the application behind it, and what runs
-# longer is not proven.
-LOCK_TIMEOUT = 1.0
-STATEMENT_TIMEOUT = 30.0
+# Seconds. What runs longer is not proven.
+STATEMENT_TIMEOUT: Final = 30.0
 
 # Leaves the setting as it is.
 UNTOUCHED: Final = None
@@ -108,7 +107,7 @@ class Session:
 
 def limit(connection: Connection) -> None:
     """Set the limits for the rest of a transaction."""
-    limits = {"lock": f"{LOCK_TIMEOUT * 1000:.0f}", "run": f"{STATEMENT_TIMEOUT * 1000:.0f}"}
+    limits = {"lock": milliseconds(LOCK_TIMEOUT), "run": milliseconds(STATEMENT_TIMEOUT)}
     connection.execute(_LIMITS, limits)
 
 
