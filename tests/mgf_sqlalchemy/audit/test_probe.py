@@ -57,6 +57,8 @@ CATALOGS = [
     "pg_rewrite",
     "pg_init_privs",
 ]
+# Of pg_class; that is changed at any time.
+VACUUM = ["relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid", "relminmxid"]
 
 
 def test_nothing_leaks_where_nothing_is_wrong(correct: Correct) -> None:
@@ -116,7 +118,11 @@ def state(correct: Correct) -> dict[str, Any]:
     owner = correct.database.owner
     kept = {
         name: owner.scalar(
-            sa.text(f"SELECT md5(string_agg(x::text, ',' ORDER BY x::text)) FROM {name} AS x")
+            sa.text(
+                "SELECT md5(string_agg(x::text, ',' ORDER BY x::text)) "
+                f"FROM (SELECT to_jsonb(y) - CAST(:vacuum AS text[]) AS x FROM {name} AS y) AS z"
+            ),
+            {"vacuum": VACUUM},
         )
         for name in CATALOGS
     }
