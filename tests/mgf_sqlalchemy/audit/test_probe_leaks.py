@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mgf_sqlalchemy.audit.test_mistakes import (
@@ -10,6 +10,7 @@ from mgf_sqlalchemy.audit.test_mistakes import (
     DOORS,
     HIDDEN,
     ID,
+    INSTEAD,
     KEYS,
     OTHER,
     PARENT,
@@ -21,7 +22,12 @@ from mgf_sqlalchemy.audit.test_mistakes import (
     tenant_function,
     using,
 )
+from mgf_sqlalchemy.audit.test_probe_spills import filled
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+
+from mgf.sqlalchemy import create_engine
+from mgf.sqlalchemy.audit import probe
 
 if TYPE_CHECKING:
     from mgf_sqlalchemy.audit.correct import Correct
@@ -73,6 +79,7 @@ LEAKS = [
     (HIDDEN, "public.v", READING),
     (TRUNCATABLE, "role {role}_r", ["truncate"]),
     (VIEWED, "role {role}_r", ["read", "unscoped"]),
+    (INSTEAD, VIEW, ["blind-update"]),
 ]  # fmt: skip
 OWN = "EXISTS (SELECT FROM invoice AS i WHERE i.id = invoice_id)"
 ASKING = """
@@ -141,6 +148,44 @@ def test_a_leak_is_found(correct: Correct, mistake: str, where: str, attacks: li
     ids = {one.id for one in report.findings}
     assert ids >= {f"probe-{name}" for name in attacks}
     assert {one.severity for one in report.findings} == {"critical"}
+
+
+# One of each kind: tables, plans, views that are read and written, and logs.
+CENTRAL = [
+    ("ALTER TABLE invoice DISABLE ROW LEVEL SECURITY", INVOICE, EVERYTHING),
+    ("GRANT TRUNCATE ON line TO {role}", "public.line", ["truncate"]),
+    (planned(SECOND), INVOICE, ["prepared"]),
+    ("ALTER VIEW numbers RESET (security_invoker); GRANT UPDATE, DELETE ON numbers TO {role}", VIEW,
+     [*READING, "blind-update", "blind-delete"]),
+    ("REVOKE INSERT ON invoice FROM {role}; GRANT INSERT ON numbers TO {role}", VIEW, []),
+    (f"{filled()}; GRANT SELECT ON log TO {{role}}", "public.log", ["read"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(("mistake", "where", "attacks"), CENTRAL)
+async def test_every_driver_finds_it(
+    correct: Correct, mistake: str, where: str, attacks: list[str], driver: str
+) -> None:
+    """In the transaction that the mistake is made in; psycopg without async has all other tests."""
+    engine = create_engine(correct.database.url.set(drivername=f"postgresql+{driver}"))
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            await raw.execute(mistake.replace("{role}", correct.role))
+            report = await probe(connection, role=correct.role)
+            await connection.rollback()
+    finally:
+        await engine.dispose()
+
+    found = report.probed["relations"][where]
+    assert {name: found[name] for name in attacks} == dict.fromkeys(attacks, "leaked")
+    assert {one.object for one in report.findings} >= ({where} if attacks else set())
+    assert report.probed["control"] == "caught"
+    assert [one for one in report.not_proven if "COPY" in one.reason] == []
+    if not attacks:
+        assert report.ok
 
 
 LEAKING = {mistake for mistake, _, _ in LEAKS}

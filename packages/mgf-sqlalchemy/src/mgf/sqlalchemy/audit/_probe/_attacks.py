@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError
 
+from mgf.sqlalchemy.audit._probe import _views as views
+from mgf.sqlalchemy.audit._probe._blind import COSTLY, blind_delete, blind_update
 from mgf.sqlalchemy.audit._probe._copy import CopyUnsupportedError, copy_out
+from mgf.sqlalchemy.audit._probe._field import (
+    DIVISION_BY_ZERO,
+    NOT_SUPPORTED,
+    REFUSED,
+    UNIQUE_VIOLATION,
+    is_closed,
+    verdict,
+)
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
 from mgf.sqlalchemy.audit._probe._seeding import CannotSeedError, insert, place
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
@@ -20,95 +30,20 @@ from mgf.sqlalchemy.audit._sql import identifier, literal
 from mgf.sqlalchemy.errors import sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from mgf.sqlalchemy.audit._probe._seeding import Seeder, Values
-    from mgf.sqlalchemy.audit._probe._session import Session
+    from mgf.sqlalchemy.audit._probe._field import Field
+    from mgf.sqlalchemy.audit._probe._seeding import Values
     from mgf.sqlalchemy.audit._probe._shapes import Slot
     from mgf.sqlalchemy.audit._probe._target import Target
 
-# insufficient_privilege: what a policy raises, too.
-_REFUSED = "42501"
-# undefined_object: a setting that was never set, asked for without missing_ok.
-_NO_SETTING = "42704"
-_DIVISION_BY_ZERO = "22012"
-_NOT_SUPPORTED = "0A000"
-_UNIQUE_VIOLATION = "23505"
 # lock_not_available, query_canceled: what comes after would wait as long.
 _HOPELESS = ("55P03", "57014")
 
 # No UUID, nor anything else that a setting is cast to.
 _NONSENSE = "no tenant; 100 %"
-# Reads no column, so no policy for SELECT is added to a command, and takes more than ten operator
-# calls: PostgreSQL asks a condition without columns that is cheaper before the policies.
-_COSTLY = " + ".join(["random()"] * 12)
-# Is asked for every row that is within reach of a command, and fails at the first: so a command
-# without WHERE is tried on a table of any size, and no row is touched.
-_TRAP = f"1 / CAST(floor(({_COSTLY}) * 0.01) AS int) > 0"
 _STATEMENT = "mgf_probe"
 _IS_PREPARED = f"SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE name = '{_STATEMENT}')"  # noqa: S608
-
-
-class Field:
-    """What the attacks are made with.
-
-    Args:
-        session: to try in.
-        seeder: which knows the rows.
-        tenants: two that have rows.
-        stranger: one that has none.
-        has_own: the role is the application's, which has to reach a tenant's own rows for
-            anything to be shown.
-        never_set: what was seen while the setting had never been set in this session.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        seeder: Seeder,
-        tenants: tuple[str, str],
-        stranger: str,
-        *,
-        has_own: bool = True,
-    ) -> None:
-        self.session = session
-        self.seeder = seeder
-        self.tenants = tenants
-        self.stranger = stranger
-        self.has_own = has_own
-        self.never_set: dict[int, Outcome] = {}
-
-    def of(self, session: Session) -> Field:
-        """Return the same for a role that the application's can become."""
-        return Field(session, self.seeder, self.tenants, self.stranger, has_own=False)
-
-    @property
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Each tenant, with the one that it attacks."""
-        one, other = self.tenants
-        yield from ((one, other), (other, one))
-
-    def sees(self, target: Target, *tenants: str) -> bool:
-        """Say whether rows of tenants are read."""
-        where = target.rows_of(*tenants)
-        return bool(
-            self.session.scalar(f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {where})")  # noqa: S608
-        )
-
-    def refusal(self, tenant: str | None, statement: str) -> DBAPIError | None:
-        """Run a statement of the role, undo it, and return the error that it gave.
-
-        Raises:
-            CannotSeedError: an INSERT made no row, and gave no error either.
-        """
-        try:
-            with self.session.trial(tenant):
-                if self.session.run(statement).rowcount == 0 and statement.startswith("INSERT"):
-                    raise CannotSeedError("an INSERT made no row: a trigger or rule saw to it")
-        except DBAPIError as error:
-            failure(error)
-            return error
-        return None
 
 
 def own_read(field: Field, target: Target) -> Outcome:
@@ -123,7 +58,7 @@ def own_read(field: Field, target: Target) -> Outcome:
                     return not_proven(reason or "a tenant does not see its own rows")
         except DBAPIError as error:
             # A view reads what its reader, or its owner, may not.
-            if target.is_view and failure(error) == _REFUSED:
+            if target.is_view and failure(error) == REFUSED:
                 return NOT_APPLICABLE
             raise
     return HELD
@@ -131,12 +66,12 @@ def own_read(field: Field, target: Target) -> Outcome:
 
 def own_write(field: Field, target: Target) -> Outcome:
     """A tenant writes a row of its own."""
-    if not target.may("INSERT") or target.is_view:
+    if not target.may("INSERT"):
         return NOT_APPLICABLE
     for tenant in field.tenants:
         error = field.refusal(tenant, _insert(field, target, tenant))
         # Policies come before keys.
-        if error is not None and sqlstate(error) != _UNIQUE_VIOLATION:
+        if error is not None and sqlstate(error) != UNIQUE_VIOLATION:
             return not_proven(f"a tenant cannot write a row of its own ({explain(error)})")
     return HELD
 
@@ -180,14 +115,9 @@ def _unbound(field: Field, target: Target, tenant: str | None, first: str, when:
             if field.sees(target, *field.tenants):
                 return leaked(f"rows of tenants are read while {when}")
     except DBAPIError as error:
-        if not _is_closed(failure(error)):
+        if not is_closed(failure(error)):
             raise
     return HELD
-
-
-def _is_closed(code: str) -> bool:
-    """Say whether an error is what a policy gives that cannot make a tenant of the setting."""
-    return code in (_REFUSED, _NO_SETTING) or code.startswith("22")
 
 
 def insert_other(field: Field, target: Target) -> Outcome:
@@ -207,8 +137,8 @@ def insert_unscoped(field: Field, target: Target) -> Outcome:
         return NOT_APPLICABLE
     for given in _variants(field, target):
         error = field.refusal("", _insert(field, target, field.tenants[0], given=given))
-        if error is None or not _is_closed(failure(error)):
-            return _verdict(error, "a row is written for a tenant while none is set")
+        if error is None or not is_closed(failure(error)):
+            return verdict(error, "a row is written for a tenant while none is set")
     return HELD
 
 
@@ -220,7 +150,7 @@ def _inserts(field: Field, target: Target, returning: str) -> Outcome:
     for (tenant, other), given in product(field.pairs, _variants(field, target)):
         statement = _insert(field, target, other, returning, given)
         error = field.refusal(tenant, statement)
-        outcome = _verdict(error, "a tenant writes a row for another one")
+        outcome = verdict(error, "a tenant writes a row for another one")
         if error is None and target.column is not None:
             outcome = _landed(field, target, (tenant, other), statement) or outcome
         if outcome != HELD:
@@ -246,24 +176,10 @@ def _landed(field: Field, target: Target, pair: tuple[str, str], statement: str)
     return HELD if counts[0] == counts[1] else None
 
 
-def _verdict(error: DBAPIError | None, how: str) -> Outcome:
-    if error is None:
-        return leaked(how)
-    code = failure(error)
-    if code == _REFUSED:
-        return HELD
-    if code == _UNIQUE_VIOLATION:
-        return leaked(f"{how}: policies let it pass, and only a key that is taken refused this row")
-    return not_proven(explain(error))
-
-
 def _insert(
     field: Field, target: Target, tenant: str, returning: str = "", given: Values | None = None
 ) -> str:
-    # Of a partitioned table, what goes into the partition that took a row.
-    rows = target.rows[tenant] if target.relation.kind == "p" else ()
-    oid = rows[0].oid if rows else target.relation.oid
-    values = field.seeder.values(oid, tenant, given=given)
+    values = field.seeder.values_like(target.relation.oid, tenant, given=given)
     return insert(target.sql, target.shape, values, returning)
 
 
@@ -318,9 +234,9 @@ def _touches(field: Field, target: Target, pair: tuple[str, str], statement: str
             field.session.become(other, role=field.session.login)
             left = field.session.scalar(f"SELECT count(*) FROM {target.sql} WHERE {where}")  # noqa: S608
     except DBAPIError as error:
-        if failure(error) == _NOT_SUPPORTED:
+        if failure(error) == NOT_SUPPORTED:
             return NOT_APPLICABLE  # a table with rules takes no ON CONFLICT
-        return HELD if failure(error) == _REFUSED else not_proven(explain(error))
+        return HELD if failure(error) == REFUSED else not_proven(explain(error))
     if left == len(target.rows[other]):
         return HELD
     return leaked("a tenant writes over another one's row")
@@ -359,9 +275,9 @@ def _moves(field: Field, target: Target, pair: tuple[str, str], statement: str) 
                 return HELD
     except DBAPIError as error:
         # A trigger that divides by zero would have done so on an own row before.
-        if failure(error) == _DIVISION_BY_ZERO and _COUNTER in statement:
+        if failure(error) == DIVISION_BY_ZERO and _COUNTER in statement:
             return leaked("an UPDATE without WHERE reaches other tenants' rows")
-        return _verdict(error, "a tenant gives its row to another one")
+        return verdict(error, "a tenant gives its row to another one")
     return leaked("a tenant gives its row to another one")
 
 
@@ -372,7 +288,7 @@ def _counted(most: int) -> str:
     """Return the SQL that fails when more rows than these are within reach."""
     name = literal(_COUNTER)
     count = f"set_config({name}, CAST(CAST(current_setting({name}) AS int) + 1 AS text), true)"
-    return f"1 / greatest({most + 1} - CAST({count} AS int), 0) + {_COSTLY} >= 0"
+    return f"1 / greatest({most + 1} - CAST({count} AS int), 0) + {COSTLY} >= 0"
 
 
 def _given(field: Field, target: Target, other: str) -> str:
@@ -385,38 +301,6 @@ def _given(field: Field, target: Target, other: str) -> str:
     )
 
 
-def blind_update(field: Field, target: Target) -> Outcome:
-    """An UPDATE without WHERE reaches rows that are not the tenant's."""
-    slot = next((one for one in target.shape.slots.values() if one.updatable), None)
-    if slot is None or not target.may("UPDATE"):
-        return NOT_APPLICABLE
-    return _blind(field, f"UPDATE {target.sql} SET {slot.sql} = DEFAULT WHERE {_TRAP}")  # noqa: S608
-
-
-def blind_delete(field: Field, target: Target) -> Outcome:
-    """A DELETE without WHERE reaches rows that are not the tenant's."""
-    if not target.may("DELETE"):
-        return NOT_APPLICABLE
-    return _blind(field, f"DELETE FROM {target.sql} WHERE {_TRAP}")  # noqa: S608
-
-
-def _blind(field: Field, statement: str) -> Outcome:
-    """Run a command with the trap in it, as one that has no rows, and as nobody."""
-    command = statement.partition(" ")[0]
-    for tenant in (field.stranger, ""):
-        error = field.refusal(tenant, statement)
-        code = None if error is None else failure(error)
-        if code == _DIVISION_BY_ZERO:
-            return leaked(f"{command} without WHERE reaches rows of other tenants")
-        if code is not None and not (tenant == "" and _is_closed(code)):
-            return not_proven(code if error is None else explain(error))
-    for tenant in field.tenants if field.has_own else ():
-        error = field.refusal(tenant, statement)
-        if error is None or failure(error) != _DIVISION_BY_ZERO:
-            return not_proven(f"{command} does not reach a tenant's own rows either")
-    return HELD
-
-
 def truncate(field: Field, target: Target) -> Outcome:
     """All rows are removed at once."""
     if not target.may("TRUNCATE"):
@@ -424,9 +308,9 @@ def truncate(field: Field, target: Target) -> Outcome:
     for cascade in ("", " CASCADE"):
         error = field.refusal(field.stranger, f"TRUNCATE {target.sql}{cascade}")
         # Refused because of the tables that refer to it; with them, it takes privileges on all.
-        if error is None or failure(error) != _NOT_SUPPORTED:
+        if error is None or failure(error) != NOT_SUPPORTED:
             break
-    return _verdict(error, "TRUNCATE removes the rows of all tenants: no policy applies to it")
+    return verdict(error, "TRUNCATE removes the rows of all tenants: no policy applies to it")
 
 
 def copy(field: Field, target: Target) -> Outcome:
@@ -467,7 +351,7 @@ def other_settings(field: Field, target: Target) -> Outcome:
                     if field.sees(target, other):
                         return leaked(f"{name} = {value!r}, which anyone may set, opens it")
             except DBAPIError as error:
-                if not _is_closed(failure(error)):
+                if not is_closed(failure(error)):
                     raise
     return HELD
 
@@ -504,7 +388,7 @@ def _planned(field: Field, target: Target, tenant: str, other: str) -> Outcome:
                 if session.scalar(f"EXECUTE {_STATEMENT}"):
                     return leaked(f"a prepared statement gives one tenant's rows to {whom}")
     except DBAPIError as error:
-        if later or not _is_closed(failure(error)):
+        if later or not is_closed(failure(error)):
             raise
     return HELD
 
@@ -523,7 +407,7 @@ def reused(field: Field, target: Target) -> Outcome:
             if field.sees(target, *field.tenants):
                 return leaked("rows of tenants are read on a connection that was given back")
     except DBAPIError as error:
-        if not _is_closed(failure(error)):
+        if not is_closed(failure(error)):
             raise
     return HELD
 
@@ -562,6 +446,17 @@ _ATTACKS: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
     "prepared": prepared,
     "reused": reused,
 }
+# Those that are made on views.
+_ON_VIEWS: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
+    **_READING,
+    "own-read": own_read,
+    "own-write": views.own_write,
+    "insert": views.insert_other,
+    "insert-unscoped": views.insert_unscoped,
+    "move": views.move,
+    "blind-update": blind_update,
+    "blind-delete": blind_delete,
+}
 
 # Those that need no rows of a role's own.
 BY_ROLE: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
@@ -578,12 +473,10 @@ ATTACKS: Final = tuple(_ATTACKS)
 def attack(field: Field, target: Target) -> dict[str, Outcome]:
     """Make all attacks on a relation, and return how each went."""
     found: dict[str, Outcome] = {}
-    for name, one in _ATTACKS.items():
+    for name, usual in _ATTACKS.items():
+        one = _ON_VIEWS.get(name, _not_on_views) if target.is_view else usual
         if any(each.reason.startswith(_HOPELESS) for each in found.values()):
             found[name] = next(each for each in found.values() if each.result == "not_proven")
-            continue
-        if target.is_view and name not in _READING and name != "own-read":
-            found[name] = NOT_APPLICABLE
             continue
         control = found.get(_CONTROLS.get(name, ""), HELD)
         if control == NOT_APPLICABLE:
@@ -595,20 +488,29 @@ def attack(field: Field, target: Target) -> dict[str, Outcome]:
     return found
 
 
+def _not_on_views(_field: Field, _target: Target) -> Outcome:
+    return NOT_APPLICABLE
+
+
 def attempt(field: Field, target: Target, one: Callable[[Field, Target], Outcome]) -> Outcome:
     """Make an attack on a relation; an error that it does not expect proves nothing."""
-    if one in _READING.values():
+    if one is own_read or one in _READING.values():
         if not target.may("SELECT"):
             return NOT_APPLICABLE
         if not all(target.rows_of(tenant) for tenant in field.tenants):
             return not_proven(target.reason or "no tenant's row could be told from others here")
     try:
-        return one(field, target)
+        outcome = one(field, target)
+        # Own rows are no control there.
+        is_shown = field.has_own and not target.is_view
+        if outcome == HELD and not is_shown and not all(map(target.rows.get, field.tenants)):
+            return not_proven(target.reason or "no tenant has a row here")
     except DBAPIError as error:
         reason = explain(error)
         return not_proven(target.reason or reason)
     except CannotSeedError as error:
         return not_proven(str(error))
+    return outcome
 
 
 def look_unset(field: Field, target: Target, where: str) -> Outcome:
@@ -618,6 +520,6 @@ def look_unset(field: Field, target: Target, where: str) -> Outcome:
             if field.session.scalar(f"SELECT EXISTS (SELECT FROM {target.sql} WHERE {where})"):  # noqa: S608
                 return leaked("rows of tenants are read in a session that never set a tenant")
     except DBAPIError as error:
-        if not _is_closed(failure(error)):
+        if not is_closed(failure(error)):
             return not_proven(explain(error))
     return HELD

@@ -46,9 +46,19 @@ def _remedy(subject: Subject, relation: Relation | None, label: str, attack: str
         return f"ALTER VIEW {relation.sql} SET (security_invoker = true);"
     if relation.kind in "mf":
         return f"REVOKE ALL ON {relation.sql} FROM PUBLIC, {role};"
+    if view is None and relation.oid not in subject.tenants and not _refers(subject, relation):
+        # What triggers fill has no column for a policy.
+        return f"REVOKE SELECT ON {relation.sql} FROM PUBLIC, {role};"  # noqa: S608
     if view is None and not relation.enabled:
         return (
             f"ALTER TABLE {relation.sql} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
             "  -- and a policy that holds rows to the tenant"
         )
     return f"-- the audit tells which policy or view lets it through to {relation.sql}"
+
+
+def _refers(subject: Subject, relation: Relation) -> bool:
+    return any(
+        one.conrelid == relation.oid and one.confrelid in subject.tenants
+        for one in subject.snapshot.foreign_keys
+    )

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from mgf.sqlalchemy.audit._probe._shapes import Shape
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
@@ -87,8 +87,14 @@ class Ground:
         if self.shapes[oid].is_partition:
             yield from self.foreign_keys(self.relations[oid].parents[0])
 
-    def below(self, view: RelationName) -> set[int]:
-        """Return the tables with tenants' rows that a view reads, also through other views."""
+    def below(self, view: RelationName, tables: Container[int] | None = None) -> set[int]:
+        """Return the tables that a view reads, also through other views.
+
+        Args:
+            view: schema and name.
+            tables: that count; those with tenants' rows unless given.
+        """
+        tables = self.owned if tables is None else tables
         views, found = self.subject.snapshot.views, set[int]()
         todo, seen = [view], {view}
         while todo:
@@ -99,6 +105,6 @@ class Ground:
             if key in views:
                 todo += [one for one in views[key].reads if one not in seen]
                 seen.update(views[key].reads)
-            elif relation.oid in self.owned:
+            elif relation.oid in tables:
                 found.add(relation.oid)
         return found

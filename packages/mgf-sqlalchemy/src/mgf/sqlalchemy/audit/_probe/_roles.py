@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from mgf.sqlalchemy.audit._probe._attacks import BY_ROLE, Field, attempt
+from mgf.sqlalchemy.audit._probe._attacks import BY_ROLE, attempt
 from mgf.sqlalchemy.audit._probe._outcome import NOT_APPLICABLE, Outcome
 from mgf.sqlalchemy.audit._probe._session import Session
 from mgf.sqlalchemy.audit._probe._survey import shapes_of
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from mgf.sqlalchemy.audit._probe._field import Field
+    from mgf.sqlalchemy.audit._probe._spills import Spills
     from mgf.sqlalchemy.audit._probe._target import Target
     from mgf.sqlalchemy.audit._snapshot import Snapshot
 
@@ -45,7 +47,9 @@ def roles_to_become(connection: Connection, snapshot: Snapshot) -> list[str]:
     return sorted(connection.execute(sql, {"role": snapshot.role.rolname}).scalars())
 
 
-def attack_as(field: Field, targets: Sequence[Target], role: str) -> dict[str, Outcome]:
+def attack_as(
+    field: Field, targets: Sequence[Target], role: str, spills: Spills
+) -> dict[str, Outcome]:
     """Attack all relations as a role that the application can become.
 
     What a role cannot get at is closed to it, so its own rows are no control here: that the
@@ -55,13 +59,18 @@ def attack_as(field: Field, targets: Sequence[Target], role: str) -> dict[str, O
     other = Session(session.connection, role=role, login=session.login, setting=session.setting)
     theirs = field.of(other)
     worst: dict[str, Outcome] = {}
+
+    def note(name: str, label: str, outcome: Outcome) -> None:
+        if outcome.result == "leaked":
+            outcome = Outcome("leaked", f"{label}: {outcome.reason}")
+        before = worst.get(name, NOT_APPLICABLE)
+        worst[name] = min(before, outcome, key=lambda each: _RANKS.index(each.result))
+
     for target in _as_seen_by(session.connection, targets, role):
         for name, one in BY_ROLE.items():
-            outcome = attempt(theirs, target, one)
-            if outcome.result == "leaked":
-                outcome = Outcome("leaked", f"{target.relation.label}: {outcome.reason}")
-            before = worst.get(name, NOT_APPLICABLE)
-            worst[name] = min(before, outcome, key=lambda each: _RANKS.index(each.result))
+            note(name, target.relation.label, attempt(theirs, target, one))
+    for label, outcome in spills.read(theirs).items():
+        note("read", label, outcome)
     return worst
 
 

@@ -10,12 +10,14 @@ from sqlalchemy.exc import DBAPIError
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.audit._labels import CONTROL, label_of_role
-from mgf.sqlalchemy.audit._probe._attacks import ATTACKS, Field, attack, look_unset
+from mgf.sqlalchemy.audit._probe._attacks import ATTACKS, attack, look_unset
 from mgf.sqlalchemy.audit._probe._control import NoControlError, make_control, missed
+from mgf.sqlalchemy.audit._probe._field import Field
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
 from mgf.sqlalchemy.audit._probe._roles import attack_as, roles_to_become
 from mgf.sqlalchemy.audit._probe._seeding import Author, Seeder
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, Session, explain
+from mgf.sqlalchemy.audit._probe._spills import Spills
 from mgf.sqlalchemy.audit._probe._survey import named_tenants, survey, targets
 from mgf.sqlalchemy.audit._probe._unprotected import attack_unprotected
 from mgf.sqlalchemy.audit._probe._untold import doubt_held, untold
@@ -84,16 +86,21 @@ class Run:
         blind = self._blind(everything)
         concerned = [one for one in everything if one.relation is not self._open_table]
         doubts = untold(self._connection, self._ground)
+        spills = Spills(self._connection, self._field)
+        spilled = spills.read(self._field)
         roles = roles_to_become(self._connection, self._snapshot)
-        total = len(concerned) + len(roles)
+        total = len(concerned) + len(spilled) + len(roles)
         for done, target in enumerate(concerned):
             progress(done, total, target.relation.label)
             outcomes = doubt_held(self._attack(target), doubts.get(target.relation.oid, {}))
             found[target.relation.label] = _doubt(outcomes, blind)
-        for done, role in enumerate(roles, len(concerned)):
+        for done, label in enumerate(spilled, len(concerned)):
+            progress(done, total, label)
+            found[label] = {**dict.fromkeys(ATTACKS, NOT_APPLICABLE), "read": spilled[label]}
+        for done, role in enumerate(roles, len(concerned) + len(spilled)):
             label = label_of_role(role)
             progress(done, total, label)
-            found[label] = _doubt(attack_as(self._field, concerned, role), blind)
+            found[label] = _doubt(attack_as(self._field, concerned, role, spills), blind)
         return found | dict(self._of_itself())
 
     def _seed(self) -> None:

@@ -54,19 +54,21 @@ async def probe(
     of two tenants that nobody else has are put in: by the login, where it is another one than
     the role, else by the role, as far as policies let each tenant write its own. Then the role
     reads, writes, moves and removes across tenants, in every way and in both directions, and
-    without a tenant; so it does in views, partitions and as each role that it can become.
+    without a tenant; so it does in and through views, in partitions and as each role that it can
+    become, and it looks for those rows in what triggers and rules wrote beside them.
     Nothing is taken for held unless the same statement reached the tenant's own rows, and an
     open table that is made for it was found open; what was not shown is not proven.
 
-    Made to be run on staging. No row that was there is written: an UPDATE or DELETE without WHERE
-    carries a condition that fails at the first row within its reach, which is what shows a leak.
+    Made to be run on staging. No row that was there is written but by the database's own triggers
+    and rules: an UPDATE or DELETE without WHERE carries a condition that fails at the first row
+    within its reach, which is what shows a leak.
     A lock is waited for 1 s, a statement takes 30 s at most, and what takes longer is not proven.
     What a rollback does not undo stays: sequences go on, tables keep dead rows until they are
     vacuumed, and triggers fire, so whatever they do outside of the database is done; NOTIFY is
     not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
     granted, and REFRESH of a materialized view that the role may read lock everyone out for their
-    own time. Foreign tables are read only, since what is written elsewhere may not be undone, and
-    so are views.
+    own time. Foreign tables are read only, since what is written elsewhere may not be undone. A log
+    that was written is searched for new rows, which on a large one takes a while.
 
     Only a session that never set a tenant shows what NULL in the setting opens; it is read first,
     and ``probed["unscoped"]`` is ``"never set"`` then. A pooled connection that was used may have
@@ -76,8 +78,8 @@ async def probe(
     In ``Report.probed`` are ``"tenants"``, ``"control"`` (``"caught"``, ``"missed"`` or
     ``"not_proven"``), ``"unscoped"``, ``"seconds"`` and ``"relations"``: for each relation and
     ``"role NAME"``, by attack, ``"held"``, ``"leaked"``, ``"not_proven"`` or
-    ``"not_applicable"``, which says that the role has no privilege for it. Takes about 135
-    statements for each table that the role may read and write.
+    ``"not_applicable"``, which says that the role has no privilege for it, or that a view takes no
+    such command. Takes about 135 statements for each table that the role may read and write.
 
     Args:
         bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT and in no tenant's scope.

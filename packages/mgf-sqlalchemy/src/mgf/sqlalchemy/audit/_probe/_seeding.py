@@ -78,7 +78,7 @@ class Seeder:
 
     def __init__(self, session: Session, ground: Ground, donors: Sequence[str] = ()) -> None:
         self._session = session
-        self._ground = ground
+        self.ground = ground
         self._donors = donors
         self._rows: defaultdict[tuple[int, str], list[Row]] = defaultdict(list)
         self._shared: dict[ForeignKey, Values | None] = {}
@@ -92,6 +92,11 @@ class Seeder:
     def rows(self, oid: int, tenant: str) -> Sequence[Row]:
         """Return a tenant's rows in a table, those in its partitions among them."""
         return self._rows[oid, tenant]
+
+    def written(self, tenant: str) -> set[str]:
+        """Return all values of the rows that were put in for a tenant."""
+        rows = (row for (_, owner), one in self._rows.items() if owner == tenant for row in one)
+        return {value for row in rows for value in row.values.values() if value is not None}
 
     def write_as(self, author: Author) -> None:
         """Put in as somebody else from now on, also what could not be put in before."""
@@ -110,7 +115,7 @@ class Seeder:
         if not self._rows[key] and key not in self._failed and key not in self._busy:
             self._busy.add(key)
             try:
-                self._seed(self._ground.relations[oid], tenant)
+                self._seed(self.ground.relations[oid], tenant)
                 self.reasons.pop(key, None)
             except CannotSeedError as error:
                 self.reasons[key] = str(error)
@@ -123,7 +128,7 @@ class Seeder:
         """Put in one more row with some given values, and say whether that could be done."""
         try:
             values = self.values(oid, tenant, given=given)
-            self._put(self._ground.relations[oid], tenant, values)
+            self._put(self.ground.relations[oid], tenant, values)
         except (CannotSeedError, DBAPIError) as error:
             if isinstance(error, DBAPIError):
                 failure(error)
@@ -132,14 +137,19 @@ class Seeder:
 
     def owners(self, oid: int, tenant: str) -> Values:
         """Return the columns that say whose a row is, as they are for a tenant."""
-        column = self._ground.owned.get(oid)
+        column = self.ground.owned.get(oid)
         found: Values = {} if column is None else {column: tenant}
-        for key in self._ground.foreign_keys(oid):
+        for key in self.ground.foreign_keys(oid):
             rows = self._rows[key.parent, tenant]
-            if rows and key.parent in self._ground.owned and key.parent != oid:
+            if rows and key.parent in self.ground.owned and key.parent != oid:
                 for name, other in zip(key.columns, key.parent_columns, strict=True):
                     found.setdefault(name, rows[0].values.get(other))
         return found
+
+    def values_like(self, oid: int, tenant: str, *, given: Values | None = None) -> Values:
+        """Return values for a new row; of a partitioned table, for a partition that took one."""
+        rows = self.rows(oid, tenant) if self.ground.relations[oid].kind == "p" else ()
+        return self.values(rows[0].oid if rows else oid, tenant, given=given)
 
     def values(
         self,
@@ -160,9 +170,9 @@ class Seeder:
         Raises:
             CannotSeedError: there are none.
         """
-        shape = self._ground.shapes[oid]
+        shape = self.ground.shapes[oid]
         values: Values = dict(given or {})
-        column = self._ground.owned.get(oid)
+        column = self.ground.owned.get(oid)
         if column is not None:
             slot = shape.slots[column]
             if slot.base != "uuid" and not takes_uuid_text(slot):
@@ -171,7 +181,7 @@ class Seeder:
                     "are made up here are UUIDs"
                 )
             values[column] = tenant
-        for key in self._ground.foreign_keys(oid):
+        for key in self.ground.foreign_keys(oid):
             values |= self._referring(oid, tenant, key, values)
         distinct = {
             name for one in shape.keys if column is None or column not in one for name in one
@@ -200,7 +210,7 @@ class Seeder:
                 reason = explain(error)
                 if failure(error) == _LOCKED:
                     break
-        for oid in islice(self._ground.leaves(relation.oid), _MOST_PARTITIONS):
+        for oid in islice(self.ground.leaves(relation.oid), _MOST_PARTITIONS):
             if relation.kind == "p" and self.seed(oid, tenant) is not None:
                 return None
         raise CannotSeedError(reason)
@@ -210,9 +220,7 @@ class Seeder:
             raise CannotSeedError("a foreign table: what is written elsewhere may not be undone")
         if self._author.role == self._session.role and not self._may_insert(relation):
             raise CannotSeedError(f"{self._session.role!r} has no INSERT on it")
-        if any(
-            self._ground.relations[one].kind == "f" for one in self._ground.leaves(relation.oid)
-        ):
+        if any(self.ground.relations[one].kind == "f" for one in self.ground.leaves(relation.oid)):
             return  # only into partitions that are here
         for copied in self._copies(relation, tenant):
             yield self.values(relation.oid, tenant, copied=copied)
@@ -222,12 +230,12 @@ class Seeder:
         yield self.values(relation.oid, tenant)
 
     def _may_insert(self, relation: Relation) -> bool:
-        root = self._ground.relations[self._ground.root(relation.oid)]
+        root = self.ground.relations[self.ground.root(relation.oid)]
         return "INSERT" in root.privileges
 
     def _put(self, relation: Relation, tenant: str, values: Values) -> None:
-        root = self._ground.relations[self._ground.root(relation.oid)]
-        shape = self._ground.shapes[root.oid]
+        root = self.ground.relations[self.ground.root(relation.oid)]
+        shape = self.ground.shapes[root.oid]
         is_app = self._author.role == self._session.role
         shown = {
             name: slot.sql for name, slot in shape.slots.items() if slot.readable or not is_app
@@ -250,14 +258,14 @@ class Seeder:
         else:
             values = dict(zip(shown, returned[2:], strict=True))
             row = Row(returned[0], returned[1], values)
-        for oid in dict.fromkeys([row.oid, *self._ground.routed_by(row.oid)]):
+        for oid in dict.fromkeys([row.oid, *self.ground.routed_by(row.oid)]):
             self._rows[oid, tenant].append(row)
 
     def _referring(self, oid: int, tenant: str, key: ForeignKey, values: Values) -> Values:
         """Return values for the columns of a foreign key that have none yet."""
-        slots = self._ground.shapes[oid].slots
+        slots = self.ground.shapes[oid].slots
         missing = [name for name in key.columns if name not in values]
-        is_itself = key.parent in (oid, self._ground.root(oid))
+        is_itself = key.parent in (oid, self.ground.root(oid))
         found = None if is_itself else self._parent(key, tenant)
         if found is not None:
             return {
@@ -270,7 +278,7 @@ class Seeder:
             return dict.fromkeys(nullable)
         if key.parent == oid and len(missing) == 1:
             return self._itself(oid, key, missing[0])
-        parent = self._ground.relations[key.parent]
+        parent = self.ground.relations[key.parent]
         reason = self.reasons.get((key.parent, tenant)) or self.reasons.get((key.parent, ""), "")
         raise CannotSeedError(
             f"needs a row of {parent.label}" + (f" ({reason})" if reason else ", which needs this")
@@ -278,11 +286,11 @@ class Seeder:
 
     def _itself(self, oid: int, key: ForeignKey, name: str) -> Values:
         other = key.parent_columns[key.columns.index(name)]
-        value = invent(self._ground.shapes[oid].slots[other])
+        value = invent(self.ground.shapes[oid].slots[other])
         return {name: value, other: value}
 
     def _parent(self, key: ForeignKey, tenant: str) -> Mapping[str, str | None] | None:
-        if key.parent in self._ground.owned:
+        if key.parent in self.ground.owned:
             row = self.seed(key.parent, tenant)
             return None if row is None else row.values
         if key not in self._shared:
@@ -293,19 +301,19 @@ class Seeder:
 
     def _existing(self, key: ForeignKey) -> Values | None:
         """Return a row that is there already, of a table that all tenants share."""
-        relation = self._ground.relations[key.parent]
-        slots = self._ground.shapes[key.parent].slots
+        relation = self.ground.relations[key.parent]
+        slots = self.ground.shapes[key.parent].slots
         columns = ", ".join(f"CAST({slots[name].sql} AS text)" for name in key.parent_columns)
         sql = f"SELECT {columns} FROM {relation.sql} LIMIT 1"  # noqa: S608
         return next(self._read(sql, key.parent_columns, UNTOUCHED), None)
 
     def _copies(self, relation: Relation, tenant: str) -> Iterator[Values]:
         """Yield rows of donors, without what is computed."""
-        column = self._ground.owned.get(relation.oid)
+        column = self.ground.owned.get(relation.oid)
         is_app = self._author.role == self._session.role
         slots = [
             one
-            for one in self._ground.shapes[relation.oid].slots.values()
+            for one in self.ground.shapes[relation.oid].slots.values()
             if not one.generated and (one.readable or not is_app)
         ]
         if not tenant or (column is None and not is_app):
@@ -314,7 +322,7 @@ class Seeder:
         for donor in self._donors:
             where = ""
             if column is not None:
-                slot = self._ground.shapes[relation.oid].slots[column]
+                slot = self.ground.shapes[relation.oid].slots[column]
                 where = f" WHERE {slot.sql} = {cast(donor, slot.type)}"
             sql = f"SELECT {columns} FROM {relation.sql}{where} LIMIT 1"  # noqa: S608
             bound = donor if self._author.is_bound else UNTOUCHED
@@ -333,11 +341,11 @@ class Seeder:
     def _fulfil(
         self, oid: int, conditions: Iterable[Condition], values: Values, given: Values
     ) -> Values:
-        shape = self._ground.shapes[oid]
-        settled = {self._ground.owned.get(oid), *given}
-        settled.update(name for key in self._ground.foreign_keys(oid) for name in key.columns)
+        shape = self.ground.shapes[oid]
+        settled = {self.ground.owned.get(oid), *given}
+        settled.update(name for key in self.ground.foreign_keys(oid) for name in key.columns)
         known = {name: value for name, value in values.items() if name in settled}
-        table = identifier(self._ground.relations[oid].name)
+        table = identifier(self.ground.relations[oid].name)
         try:
             with self._session.trial(UNTOUCHED, role=self._author.role):
                 return solve(self._session, table, shape, conditions, known) or {}

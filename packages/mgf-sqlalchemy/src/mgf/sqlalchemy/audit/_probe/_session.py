@@ -130,6 +130,15 @@ def explain(error: DBAPIError) -> str:
     return f"{code}: {message}" if message else code
 
 
+def is_ungranted(error: DBAPIError) -> bool:
+    """Say whether a privilege is missing, which has the SQLSTATE of what a policy refuses."""
+    for one in (error.orig, getattr(error.orig, "__cause__", None)):
+        function = getattr(getattr(one, "diag", None), "source_function", None)
+        if "aclcheck_error" in (function, getattr(one, "server_source_function", None)):
+            return True
+    return False
+
+
 def _message(error: DBAPIError) -> str:
     for one in (error.orig, getattr(error.orig, "__cause__", None)):
         primary = getattr(getattr(one, "diag", None), "message_primary", None)

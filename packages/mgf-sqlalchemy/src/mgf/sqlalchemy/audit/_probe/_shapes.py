@@ -31,15 +31,22 @@ _COLUMNS = text(
            a.attnotnull OR COALESCE(base.not_null, false) AS not_null,
            a.attidentity::text AS identity, a.attgenerated <> '' AS generated,
            a.atthasdef AS has_default,
+           t.typname = 'citext' OR NOT COALESCE(l.collisdeterministic, true) AS lax,
            has_column_privilege(:role, a.attrelid, a.attnum, 'SELECT') AS readable,
-           has_column_privilege(:role, a.attrelid, a.attnum, 'INSERT') AS insertable,
-           has_column_privilege(:role, a.attrelid, a.attnum, 'UPDATE') AS updatable,
+           has_column_privilege(:role, a.attrelid, a.attnum, 'INSERT') AND is_written AS insertable,
+           has_column_privilege(:role, a.attrelid, a.attnum, 'UPDATE') AND is_written AS updatable,
            ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = t.oid
                  ORDER BY e.enumsortorder) AS labels
     FROM pg_attribute AS a
     LEFT JOIN base ON base.domain = a.atttypid
         AND NOT EXISTS (SELECT FROM pg_type AS d WHERE d.oid = base.type AND d.typtype = 'd')
     JOIN pg_type AS t ON t.oid = COALESCE(base.type, a.atttypid)
+    JOIN pg_class AS c ON c.oid = a.attrelid
+    LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
+    -- A view with triggers or rules of its own takes what it likes.
+    CROSS JOIN LATERAL (SELECT c.relkind <> 'v' OR c.relhastriggers
+        OR EXISTS (SELECT FROM pg_rewrite AS w WHERE w.ev_class = c.oid AND w.ev_type <> '1')
+        OR pg_column_is_updatable(c.oid, a.attnum, false) AS is_written) AS writing
     WHERE a.attrelid = ANY(CAST(:oids AS oid[])) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attrelid, a.attnum
     """
@@ -105,6 +112,7 @@ class Slot:
         insertable: the role may INSERT it.
         updatable: the role may UPDATE it.
         labels: of an enumeration.
+        lax: values that are not the same compare as equal, such as those that differ in case.
     """
 
     name: str
@@ -121,6 +129,7 @@ class Slot:
     insertable: bool
     updatable: bool
     labels: tuple[str, ...]
+    lax: bool
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ def read_shapes(connection: Connection, oids: Collection[int], *, role: str) -> 
             insertable=row.insertable,
             updatable=row.updatable,
             labels=tuple(row.labels),
+            lax=row.lax,
         )
     conditions: defaultdict[int, list[Condition]] = defaultdict(list)
     for row in connection.execute(_CHECKS, parameters):

@@ -119,6 +119,7 @@ def _target(
             tenant: [row for oid in below for row in seeder.rows(oid, tenant)]
             for tenant in (*tenants, *named)
         },
+        tables=below,
         reasons=reasons,
         named=tuple(named),
         settings=_settings(ground, below),

@@ -29,6 +29,7 @@ class Target:
         shape: its columns.
         column: its tenant column, if it has one.
         rows: of each tenant, in the relation or in the tables that it reads.
+        tables: that those rows are in: itself, or what a view reads.
         reasons: why a tenant has none.
         named: other tenants that policies name, and that have rows.
         settings: other settings that policies ask for, each with values to try.
@@ -38,6 +39,7 @@ class Target:
     shape: Shape
     column: str | None
     rows: Mapping[str, Sequence[Row]]
+    tables: Sequence[int] = ()
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
     named: tuple[str, ...] = ()
     settings: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])

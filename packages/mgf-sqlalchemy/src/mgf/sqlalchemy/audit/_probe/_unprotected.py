@@ -11,7 +11,7 @@ from mgf.sqlalchemy.audit._probe._outcome import NOT_APPLICABLE, Outcome, leaked
 from mgf.sqlalchemy.audit._probe._session import explain
 
 if TYPE_CHECKING:
-    from mgf.sqlalchemy.audit._probe._attacks import Field
+    from mgf.sqlalchemy.audit._probe._field import Field
     from mgf.sqlalchemy.audit._probe._target import Target
 
 _HOW = "a tenant that has no rows reads those of others, which no policy keeps from it"
