@@ -41,7 +41,7 @@ _NAMES = text(
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 # What makes more of conditions than all of them together, and comparisons other than equality.
 _MORE = re.compile(
-    r"\b(?:OR|NOT|IS|CASE|COALESCE|UNION|EXCEPT|INTERSECT|LEFT|RIGHT|FULL|LIKE|OPERATOR)\b"
+    r"\b(?:OR|NOT|IS|CASE|COALESCE|UNION|EXCEPT|INTERSECT|LEFT|RIGHT|FULL|LIKE|OPERATOR|COLLATE)\b"
     r"|[<>~!@#%^&|?*/+-]"
 )
 _CALL = re.compile(r"(\w+)\s*\(\s*(\)?)")
@@ -62,6 +62,10 @@ _PLAIN: Final = frozenset(
         "varying",
     )
 )
+_LAX: Final = (
+    "the tenant column compares as equal what is not the same, by its collation or type: tenants "
+    "whose names differ in case alone, for one, would be one tenant"
+)
 _SHOWN_BY: Final = {
     "SELECT": "read",
     "INSERT": "insert",
@@ -77,8 +81,12 @@ def untold(connection: Connection, ground: Ground) -> dict[int, dict[str, Outcom
     what is in a row, or in tables that tenants write, or on the time, and made-up rows meet that
     by chance. A predicate is told by them if it is nothing but equalities, all of which hold, of
     the tenant's column and of keys to tenants' rows. What the metadata declares is meant so.
+    Nor do two UUIDs show what a comparison that ignores case makes of other tenants.
     """
     found: defaultdict[int, dict[str, Outcome]] = defaultdict(dict)
+    for oid, column in ground.owned.items():
+        if column is not None and ground.shapes[oid].slots[column].lax:
+            found[oid] = dict.fromkeys(_SHOWN_BY.values(), not_proven(_LAX))
     for row in connection.execute(_NAMES, {"oids": sorted(ground.owned)}):
         relation = ground.relations[row.polrelid]
         policy = next((one for one in relation.policies if one.name == row.polname), None)
