@@ -29,7 +29,7 @@ ATTACKS: Final = {
     "truncate": "TRUNCATE",
     "copy": "COPY ... TO",
     "other-settings": "set every other setting that a policy names, then read",
-    "prepared": "prepare a statement for one tenant, run it for the other",
+    "prepared": "prepare a statement for one tenant, run it for the other, and for none",
     "reused": "read on a connection that another tenant has used",
 }
 # By outcome: what a person reads.
