@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from uuid import uuid4
 
@@ -370,6 +370,19 @@ async def test_errors_of_the_handler_are_raised_but_not_those_of_its_cancellatio
     with pytest.raises(TimeoutError, match="its own"):
         await Asgi(EMPTY).call(broken)
     await Asgi(EMPTY, DISCONNECT).call(broken_by_cancellation)
+
+
+async def test_a_handler_that_goes_on_in_spite_of_its_cancellation_is_told_of_it() -> None:
+    received: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        received.append(await receive())
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        received.extend([await receive(), await receive()])
+
+    await asyncio.wait_for(Asgi(EMPTY, DISCONNECT).call(app), 60)
+    assert received == [EMPTY, DISCONNECT, DISCONNECT]
 
 
 async def test_a_server_that_stops_cancels_the_handler() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it from the signature
 
@@ -74,7 +75,7 @@ class CancelOnDisconnect:
                 raise
             _log.info(
                 "%s %s: the client has gone, the handler was cancelled",
-                *(scope["method"], scope["path"]),
+                *(scope["method"], quote(scope["path"])),  # what it holds may look like a record
                 exc_info=None if isinstance(exc, TimeoutError) else exc,
             )
         finally:
@@ -144,11 +145,11 @@ class _Watch:
         except Exception as exc:  # noqa: BLE001 - the handler's business, such as a body too large
             await self._messages.put(exc)
             return
-        if self._is_protected or self._is_complete:
-            self._has_gone = True
-            await self._messages.put(_DISCONNECT)
-        else:
+        self._has_gone = True
+        if not (self._is_protected or self._is_complete):
             self._limit.reschedule(asyncio.get_running_loop().time())
+        # Also to a handler that goes on in spite of its cancellation.
+        await self._messages.put(_DISCONNECT)
 
     async def receive(self) -> Message:
         if self._has_gone and self._messages.empty():

@@ -5,13 +5,35 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from uuid import UUID
 
-_current: ContextVar[UUID | None] = ContextVar("mgf_tenant", default=None)
+
+@dataclass(eq=False)
+class _Block:
+    """A request or block that is about a tenant.
+
+    Its end is told to all who got it. A copy of the context in which it began may be anywhere:
+    servers begin the next request of a connection in that of the one before.
+    """
+
+    tenant: UUID
+    outer: _Block | None
+    has_ended: bool = False
+
+
+_current: ContextVar[_Block | None] = ContextVar("mgf_tenant", default=None)
+
+
+def _block() -> _Block | None:
+    block = _current.get()
+    while block is not None and block.has_ended:
+        block = block.outer
+    return block
 
 
 def current_tenant_id() -> UUID | None:
@@ -19,7 +41,8 @@ def current_tenant_id() -> UUID | None:
 
     For logs and traces. What a session may see is `mgf.sqlalchemy.current_tenant(session)`.
     """
-    return _current.get()
+    block = _block()
+    return None if block is None else block.tenant
 
 
 class TenantLogFilter(logging.Filter):
@@ -40,11 +63,13 @@ class TenantLogFilter(logging.Filter):
 @contextmanager
 def known_tenant(tenant: UUID) -> Generator[None]:
     """Let `current_tenant_id` return a tenant for the length of a block."""
-    token = _current.set(tenant)
+    block = _Block(tenant, _block())
+    token = _current.set(block)
     try:
         yield
     finally:
+        block.has_ended = True
         # A block that ends in another context than it began in, as in fixtures of some test
-        # runners: there the tenant was never known.
+        # runners: there it was never known.
         with suppress(ValueError):
             _current.reset(token)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from mgf.common.exceptions import OperationError
 from mgf.sqlalchemy import tenant_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from types import TracebackType
     from uuid import UUID
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, CursorResult, Engine, Result
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import SessionTransaction
 
 
 class SessionEndedError(OperationError):
@@ -34,8 +37,31 @@ class EndingSession(Session):
 
     is_ended = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connections: WeakSet[Connection] = WeakSet()
+
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """Return the engine as SQLAlchemy does, which asks before every use of a connection."""
+        self.refuse_if_ended()
+        return super().get_bind(*args, **kwargs)
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a statement; a result that is streamed ends with its transaction.
+
+        It would go on reading from the connection, which is another request's by then.
+        """
+        result: Any = super().execute(*args, **kwargs)
+        options: Any = kwargs.get("execution_options")
+        if options and options.get("stream_results"):
+            # Objects are made from the rows of another one, which is "raw".
+            cursor: CursorResult[Any] = getattr(result, "raw", None) or result
+            closing = _Closing(result)
+            for end in ("commit", "rollback"):
+                event.listen(cursor.context.root_connection, end, closing)
+        return result
+
+    def refuse_if_ended(self) -> None:
         if self.is_ended:
             raise SessionEndedError(
                 "this session's request or block has ended, and its connection was given back. A "
@@ -43,20 +69,66 @@ class EndingSession(Session):
                 "session_scope(app, tenant_id) as session'; a response that streams from the "
                 "database takes StreamingSessionDep"
             )
-        return super().get_bind(*args, **kwargs)
+
+    def drop(self) -> None:
+        """Close what connections are left, with whatever another task is doing on them."""
+        for connection in list(self.connections):
+            if not connection.closed:
+                connection.invalidate()
+                connection.close()
 
 
-@asynccontextmanager
-async def open_session(
-    sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID | str | None
-) -> AsyncGenerator[AsyncSession]:
-    """Open a session, scoped to a tenant unless that is None; close and end it afterwards."""
-    opening = sessionmaker() if tenant is None else tenant_scope(sessionmaker, tenant)
-    async with opening as session:
+class _Closing:
+    """Closes a result, once; it would keep its connection, which has this as a listener."""
+
+    def __init__(self, result: Result[Any]) -> None:
+        self._results = [result]
+
+    def __call__(self, _: Connection) -> None:
+        while self._results:
+            self._results.pop().close()
+
+
+@event.listens_for(EndingSession, "after_begin")
+def _after_begin(session: EndingSession, _: SessionTransaction, connection: Connection) -> None:
+    session.connections.add(connection)
+    if session.is_ended:  # while another task waited for this connection
+        connection.close()
+        session.refuse_if_ended()
+
+
+class open_session(AbstractAsyncContextManager["AsyncSession"]):  # noqa: N801 - as `asyncio.timeout`
+    """Open a session, scoped to a tenant unless that is None; close and end it afterwards.
+
+    Its connections are given back in any case, also when a task that the block has left behind is
+    in the middle of a statement.
+    """
+
+    def __init__(
+        self, sessionmaker: async_sessionmaker[AsyncSession], tenant: UUID | str | None
+    ) -> None:
+        self._opening: AbstractAsyncContextManager[AsyncSession] = (
+            sessionmaker() if tenant is None else tenant_scope(sessionmaker, tenant)
+        )
+
+    async def __aenter__(self) -> AsyncSession:
+        self._session = await self._opening.__aenter__()
+        return self._session
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A factory that somebody put in the place of ours makes sessions of another class.
+        ending = getattr(self._session, "sync_session", None)
+        if isinstance(ending, EndingSession):
+            ending.is_ended = True
         try:
-            yield session
-        finally:
-            # A factory that somebody put in the place of ours makes sessions of another class.
-            ending = getattr(session, "sync_session", None)
+            await self._opening.__aexit__(exc_type, exc, traceback)
+        except Exception:
             if isinstance(ending, EndingSession):
-                ending.is_ended = True
+                await self._session.run_sync(lambda _: ending.drop())
+            if exc is None:
+                raise

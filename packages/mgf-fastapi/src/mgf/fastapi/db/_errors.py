@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from urllib.parse import quote
 
 from sqlalchemy import exc as sa_exc
 from starlette.requests import Request
@@ -168,7 +169,7 @@ def _note(request: Request, exc: Exception, trouble: Trouble, status: int) -> No
         level,
         "%s %s: answered %d, %s (%s)",
         request.method,
-        request.scope["path"],
+        quote(request.scope["path"]),  # what it holds may look like a record
         status,
         trouble.value,
         "; ".join(told),

@@ -36,8 +36,9 @@ def scoped_session(resolver: TenantResolver, *, name: str | None = None) -> Sess
             AsyncSession, Depends(committing(get_tenant_session), scope="function")
         ]
 
-    Until the response has been sent and background tasks have ended, `current_tenant_id` returns
-    the tenant, and ``request.state.mgf_tenant_id`` has it for middlewares, also afterwards.
+    Until the response has been sent and background tasks have ended, or an exception has left the
+    endpoint, `current_tenant_id` returns the tenant; ``request.state.mgf_tenant_id`` has it for
+    middlewares and exception handlers, also afterwards.
 
     Args:
         resolver: a dependency that returns the tenant's id, as the functions ``tenant_from_...``
