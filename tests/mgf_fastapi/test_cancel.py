@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from uuid import uuid4
@@ -189,6 +190,25 @@ async def test_the_same_inside_a_base_http_middleware(any_url: URL, server: URL)
         await served.until(active=1)
         client.close()
         await served.until(active=0, checked_out=0)
+
+
+async def test_a_middleware_around_it_sees_a_499_and_no_error(
+    any_url: URL, server: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: asyncio.Queue[int] = asyncio.Queue()
+
+    async def note(request: Request, call_next: Any) -> Any:
+        response = await call_next(request)
+        seen.put_nowait(response.status_code)
+        return response
+
+    app = make_app(CANCEL, (BaseHTTPMiddleware, {"dispatch": note}))
+    async with service(app, any_url, server) as served:
+        client = await served.open("GET /sleep")
+        await served.until(active=1)
+        client.close()
+        assert await asyncio.wait_for(seen.get(), 60) == 499
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_base_http_middleware_inside_still_frees_the_connection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,6 +38,9 @@ class CancelOnDisconnect:
     Add it before any other: what is added first is the innermost. A ``BaseHTTPMiddleware`` inside
     it, like any other anyio task group, cancels in a way that gives the connection back too, but
     leaves the statement running on the server.
+
+    Middlewares around this one see the response of a cancelled handler as a 499, as nginx calls a
+    request whose client has gone; nobody else gets it.
 
     Once a request's response is complete, nothing is cancelled: background tasks run. Those of a
     cancelled handler do not. Not covered: ``def`` handlers, whose threads cannot be interrupted;
@@ -78,6 +82,7 @@ class CancelOnDisconnect:
                 *(scope["method"], quote(scope["path"])),  # what it holds may look like a record
                 exc_info=None if isinstance(exc, TimeoutError) else exc,
             )
+            await watch.answer_nobody()
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -124,6 +129,7 @@ class _Watch:
         self._asgi: dict[str, Any] = scope["asgi"]
         self._messages: asyncio.Queue[Message | Exception] = asyncio.Queue(_READ_AHEAD)
         self._is_protected = False
+        self._has_started = False
         self._is_complete = False
         self._has_gone = False
         scope[_WATCH] = self
@@ -160,12 +166,20 @@ class _Watch:
         return message
 
     async def send(self, message: Message) -> None:
+        self._has_started = True
         # Before it is sent: from then on servers say "http.disconnect" to everybody who asks.
         if message["type"] == "http.response.pathsend" or (
             message["type"] == "http.response.body" and not message.get("more_body", False)
         ):
             self._is_complete = True
         await self._send(message)
+
+    async def answer_nobody(self) -> None:
+        """Give middlewares further out a response: without one, some take it for an error."""
+        if not self._has_started:
+            with suppress(OSError):  # some servers' word for a client that has gone
+                await self._send({"type": "http.response.start", "status": 499, "headers": []})
+                await self._send({"type": "http.response.body"})
 
     def _take_over_streams(self) -> None:
         """Keep Starlette from watching for the end of a stream's client itself.
