@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterable  # noqa: TC003 - FastAPI reads it from signatures
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harness.serving import listening, make_app, serving
+from harness.serving import asking, listening, make_app, serving
 from harness.tenants import Invoice, World, visible
 from mgf.fastapi.db import (
     CancelOnDisconnect,
@@ -27,11 +28,13 @@ from mgf.fastapi.db import (
     scoped_session,
     session_scope,
     setup_db,
+    tenant_from_claim,
     tenant_from_header,
+    tenant_from_subdomain,
 )
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from collections.abc import Callable
 
     from sqlalchemy import URL
 
@@ -251,3 +254,48 @@ async def test_a_path_cannot_forge_log_records(
     texts = [record.getMessage() for record in caplog.records if record.name == "mgf.fastapi.db"]
     assert len(texts) == 2
     assert all("%0AERROR%20forged%1B" in one and one.isprintable() for one in texts)
+
+
+ONE = UUID(int=1)
+HOSTS = [
+    "acme.example.com:80:80",
+    "eve@acme.example.com",
+    "acme.example.com..",
+    "acme..example.com",
+]
+
+
+def giving(claim: object) -> Callable[[], dict[str, object]]:
+    return lambda: {"tenant": claim}
+
+
+@pytest.mark.parametrize(
+    ("resolver", "headers", "status"),
+    [
+        *(
+            (tenant_from_header(), {"X-Tenant-Id": value}, 400)
+            for value in (f"urn:uuid:{ONE}", f"{ONE}-", f"{ONE},", "\xb2" * 32, "0" * 50_000)
+        ),
+        (tenant_from_header(), {"X_Tenant_Id": str(ONE)}, 401),
+        *(
+            (tenant_from_subdomain("example.com", lambda _label, _: ONE), {"Host": host}, 400)
+            for host in HOSTS
+        ),
+        *(
+            (tenant_from_claim(giving(claim)), {}, 400)
+            for claim in ([str(ONE)], {"id": str(ONE)}, True, ONE.bytes, ONE.int, "")
+        ),
+    ],
+)
+async def test_what_only_looks_like_a_tenant_is_refused(
+    resolver: Any, headers: dict[str, str], status: int
+) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint(tenant: Any = Depends(resolver)) -> str:
+        return str(tenant)
+
+    async with asking(app) as client:
+        sent = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        assert (await client.get("/", headers=sent)).status_code == status
