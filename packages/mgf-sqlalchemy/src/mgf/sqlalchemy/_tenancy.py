@@ -157,9 +157,10 @@ def parse_tenant(tenant_id: object) -> UUID:
         return UUID(int=int(tenant_id.int))
     if isinstance(tenant_id, str) and (match := _UUID.fullmatch(tenant_id)):
         return UUID(hex=match.group())
+    given = repr(tenant_id) if isinstance(tenant_id, str) else _kind(tenant_id)
     raise ValueError(
         f"a tenant id is a uuid.UUID, or a str like "
-        f"'6f1e7f3c-32a1-4a7e-9d0e-0a4c2f6b8d11', not {tenant_id!r}"
+        f"'6f1e7f3c-32a1-4a7e-9d0e-0a4c2f6b8d11', not {given}"
     )
 
 
@@ -259,7 +260,7 @@ def _is_real(session: AsyncSession) -> bool:
 
 
 def _kind(thing: object) -> str:
-    # Not its repr(): it may be a URL with a password.
+    # Not its repr(): it may be a URL with a password, or somebody's claims.
     return f"an object of type {type(thing).__name__!r}"
 
 
