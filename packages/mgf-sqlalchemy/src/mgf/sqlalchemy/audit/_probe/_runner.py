@@ -79,7 +79,7 @@ async def probe(
     ``"not_proven"``), ``"unscoped"``, ``"seconds"`` and ``"relations"``: for each relation and
     ``"role NAME"``, by attack, ``"held"``, ``"leaked"``, ``"not_proven"`` or
     ``"not_applicable"``, which says that the role has no privilege for it, or that a view takes no
-    such command. Takes about 125 statements for each table that the role may read and write.
+    such command. Takes about 135 statements for each table that the role may read and write.
 
     Args:
         bind: engine or connection, to PostgreSQL, not in AUTOCOMMIT and in no tenant's scope.
