@@ -2,11 +2,10 @@
 
     uv run python tests/benchmarks/serve.py [--clients 200] [--requests 100000] [--seconds 60]
 
-First, in peace: what a request with a session of `scoped_session` costs against one of a
+First, in peace: what a request with a session of `tenant_session_from` costs against one of a
 hand-written dependency with a plain session, in turns. Then the load: backends are killed, the
-server is restarted, clients leave. Exit code 1
-when a response held a foreign row, a commit that was answered is lost, a request got a 500, or a
-connection stayed checked out or in a transaction.
+server is restarted, clients leave. Exit code 1 when a response held a foreign row, a commit that
+was answered is lost, a request got a 500, or a connection stayed checked out or in a transaction.
 """
 
 from __future__ import annotations

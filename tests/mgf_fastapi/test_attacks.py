@@ -25,12 +25,12 @@ from mgf.fastapi.db import (
     current_tenant_id,
     install_error_handlers,
     pool_figures,
-    scoped_session,
     session_scope,
     setup_db,
     tenant_from_claim,
     tenant_from_header,
     tenant_from_subdomain,
+    tenant_session_from,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-get_tenant_session = scoped_session(tenant_from_header())
+get_tenant_session = tenant_session_from(tenant_from_header())
 TenantSessionDep = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
 TenantStreamDep = Annotated[AsyncSession, Depends(get_tenant_session, scope="request")]
 router = APIRouter()

@@ -39,13 +39,13 @@ from mgf.fastapi.db import (
     current_tenant_id,
     install_error_handlers,
     problem_responses,
-    scoped_session,
     session_scope,
     setup_db,
     tenant_from_claim,
     tenant_from_header,
     tenant_from_path,
     tenant_from_subdomain,
+    tenant_session_from,
 )
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ async def get_nothing() -> UUID:
 
 
 def scoped(resolver: Any) -> Any:
-    return Depends(scoped_session(resolver), scope="function")
+    return Depends(tenant_session_from(resolver), scope="function")
 
 
-get_tenant_session = scoped_session(get_header_tenant)
+get_tenant_session = tenant_session_from(get_header_tenant)
 TenantSessionDep = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
 TenantTransactionDep = Annotated[
     AsyncSession, Depends(committing(get_tenant_session), scope="function")

@@ -14,13 +14,13 @@ from mgf.fastapi.db import (
     committing,
     current_tenant_id,
     get_session_for,
-    scoped_session,
     session_scope,
     setup_db,
     tenant_from_claim,
     tenant_from_header,
     tenant_from_path,
     tenant_from_subdomain,
+    tenant_session_from,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
     from starlette.requests import HTTPConnection
 
-get_tenant_session = scoped_session(tenant_from_header())
+get_tenant_session = tenant_session_from(tenant_from_header())
 TenantSession = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
 TenantTransaction = Annotated[
     AsyncSession, Depends(committing(get_tenant_session), scope="function")
@@ -80,13 +80,13 @@ async def perhaps() -> UUID | None:
 
 
 RESOLVED = [
-    scoped_session(tenant_from_path("tenant_id")),
-    scoped_session(tenant_from_claim(get_claims)),
-    scoped_session(tenant_from_subdomain("example.com", look_up)),
-    scoped_session(tenant_from_subdomain("example.com", look_up_at_once), name="reports"),
-    scoped_session(from_anywhere),
-    scoped_session(as_text),
-    scoped_session(perhaps),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    tenant_session_from(tenant_from_path("tenant_id")),
+    tenant_session_from(tenant_from_claim(get_claims)),
+    tenant_session_from(tenant_from_subdomain("example.com", look_up)),
+    tenant_session_from(tenant_from_subdomain("example.com", look_up_at_once), name="reports"),
+    tenant_session_from(from_anywhere),
+    tenant_session_from(as_text),
+    tenant_session_from(perhaps),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 ]
 
 

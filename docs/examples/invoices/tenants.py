@@ -10,7 +10,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mgf.fastapi.db import committing, scoped_session, tenant_from_claim
+from mgf.fastapi.db import committing, tenant_from_claim, tenant_session_from
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -44,7 +44,7 @@ async def get_claims(
 
 
 get_tenant = tenant_from_claim(get_claims, "tenant")
-get_tenant_session = scoped_session(get_tenant)
+get_tenant_session = tenant_session_from(get_tenant)
 
 TenantDep = Annotated[UUID, Depends(get_tenant)]
 # It ends before the response is sent, so that no connection waits for a slow client.

@@ -30,7 +30,7 @@ try:
     )
     from mgf.fastapi.db._setup import setup_db
     from mgf.fastapi.db._startup import DatabaseNotReadyError
-    from mgf.fastapi.db._tenants import scoped_session
+    from mgf.fastapi.db._tenants import tenant_session_from
     from mgf.fastapi.db._transaction import (
         TransactionAbortedError,
         TransactionDep,
@@ -69,12 +69,12 @@ __all__ = [
     "pool_figures",
     "problem_responses",
     "run_to_end",
-    "scoped_session",
     "session_scope",
     "setup_db",
     "tenant_from_claim",
     "tenant_from_header",
     "tenant_from_path",
     "tenant_from_subdomain",
+    "tenant_session_from",
     "trouble_of",
 ]

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     TenantResolver: TypeAlias = Callable[..., UUID | str] | Callable[..., Awaitable[UUID | str]]
 
 
-def scoped_session(resolver: TenantResolver, *, name: str | None = None) -> SessionDependency:
+def tenant_session_from(resolver: TenantResolver, *, name: str | None = None) -> SessionDependency:
     """Return a dependency that yields a session scoped to the tenant of its request.
 
     The session is the dependency's own, never the one of `get_session`, so that two tenants in
     one request do not meet in it. Call this once for a resolver, and give the result a name::
 
-        get_tenant_session = scoped_session(tenant_from_header())
+        get_tenant_session = tenant_session_from(tenant_from_header())
         TenantSessionDep = Annotated[AsyncSession, Depends(get_tenant_session, scope="function")]
         TenantTransactionDep = Annotated[
             AsyncSession, Depends(committing(get_tenant_session), scope="function")
@@ -66,10 +66,10 @@ def scoped_session(resolver: TenantResolver, *, name: str | None = None) -> Sess
         with known_tenant(tenant):
             yield tenant
 
-    async def get_scoped_session(
+    async def get_tenant_session(
         request: HTTPConnection, tenant: UUID = Depends(get_tenant)
     ) -> AsyncGenerator[AsyncSession]:
         async with open_session(sessionmaker_of_connection(request, name), tenant) as session:
             yield session
 
-    return get_scoped_session
+    return get_tenant_session

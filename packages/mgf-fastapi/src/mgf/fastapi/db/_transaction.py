@@ -79,9 +79,9 @@ def committing(get: SessionDependency) -> SessionDependency:
     The commit happens when the endpoint has returned and its result is known to be valid, before
     the response is sent: a commit that fails is a 500, never a 200, and so is one that PostgreSQL
     turns into a rollback (`TransactionAbortedError`). Any exception rolls back,
-    ``HTTPException`` included, and an error of another dependency; an error status that the
-    endpoint returns as a response is no exception, and commits. What other dependencies did with
-    the same session is part of the transaction. ::
+    ``HTTPException`` included, and an error of a dependency that began after it; an error status
+    that the endpoint returns as a response is no exception, and commits. What other dependencies
+    did with the same session is part of the transaction. ::
 
         get_reports_transaction = committing(get_session_for("reports"))
         ReportsTransactionDep = Annotated[
@@ -92,7 +92,7 @@ def committing(get: SessionDependency) -> SessionDependency:
     response.
 
     Args:
-        get: `get_session`, or what `get_session_for` or `scoped_session` returned.
+        get: `get_session`, or what `get_session_for` or `tenant_session_from` returned.
     """
 
     async def get_transaction(
