@@ -65,6 +65,13 @@ ACCOUNT = 'op.create_table("account", sa.Column("id", sa.Integer, primary_key=Tr
 # Calls what a test handed over: Alembic keeps options that it does not know.
 PROBE = 'op.get_context().opts["probe"]()'
 
+# In a revision, and seen from outside of it. Only in this database: of another test a statement may
+# still go on whose client is gone.
+SLEEP = 'op.execute("SELECT pg_sleep(60)")'
+SLEEPING = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)'
+"""
 OTHERS = """
     SELECT query FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()

@@ -17,6 +17,8 @@ import pytest
 from harness.migrations import (
     ACCOUNT,
     SHORT_ENV,
+    SLEEP,
+    SLEEPING,
     Project,
     environment,
     open_connections,
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"]
-SLEEP = 'op.execute("SELECT pg_sleep(60)")'
-SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
 BOTH = """
-    SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'mgf-alembic on %'
+    SELECT 1 FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
     HAVING count(*) = 2
 """
-SHORT = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT 1'"
+SHORT = """
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT 1'
+"""
 SHORT_STATEMENTS = "for _ in range(300000):\n    op.execute('SELECT 1')"
 # About a minute of work in one statement.
 SQLITE_WORK = """

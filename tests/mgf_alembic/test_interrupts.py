@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.migrations import ALEMBIC, Project, environment, open_connections, rows
+from harness.migrations import (
+    ALEMBIC,
+    SLEEP,
+    SLEEPING,
+    Project,
+    environment,
+    open_connections,
+    rows,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
-SLEEP = 'op.execute("SELECT pg_sleep(60)")'
-SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
 
 # psycopg2 waits in C, and looks at signals only when the server has answered.
 async_drivers = pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg"])

@@ -14,7 +14,16 @@ from alembic import command, op
 from sqlalchemy import MetaData, NullPool, Pool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from harness.migrations import ACCOUNT, PROBE, Project, open_connections, rows, wait_for
+from harness.migrations import (
+    ACCOUNT,
+    PROBE,
+    SLEEP,
+    SLEEPING,
+    Project,
+    open_connections,
+    rows,
+    wait_for,
+)
 from harness.pgbouncer import PROGRAM, pgbouncer
 from harness.servers import run_sql
 from mgf.alembic.errors import MigrationLockError
@@ -28,17 +37,19 @@ if TYPE_CHECKING:
 
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"]
 
-HOLDERS = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
-SLEEP = 'op.execute("SELECT pg_sleep(60)")'
-SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
+HOLDERS = (
+    "SELECT pid FROM pg_locks JOIN pg_database AS d ON d.oid = database "
+    "WHERE datname = current_database() AND locktype = 'advisory' AND granted"
+)
 WAITING = f"""
     SELECT pid FROM pg_stat_activity
-    WHERE application_name LIKE 'mgf-alembic on %' AND pid NOT IN ({HOLDERS})
+    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
+    AND pid NOT IN ({HOLDERS})
 """
 IN_THE_WAY = """
     SELECT pid FROM pg_stat_activity
-    WHERE application_name LIKE 'mgf-alembic on %' AND state <> 'active'
-    AND backend_xmin IS NOT NULL
+    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
+    AND state <> 'active' AND backend_xmin IS NOT NULL
 """
 VERSION = "SELECT version_num FROM alembic_version"
 # A sequence counts what no rollback takes back.
