@@ -372,9 +372,9 @@ class TestLoss:
     def test_a_server_that_ends_idle_sessions_leaves_it(
         self, project: Project, database: URL, url: URL, setting: str
     ) -> None:
-        project.add(f'op.execute("SET LOCAL {setting} = 0")\nimport time\ntime.sleep(1.5)')
+        project.add(f'op.execute("SET LOCAL {setting} = 0")\nimport time\ntime.sleep(3)')
 
-        project.upgrade(url.update_query_dict({"options": f"-c {setting}=500"}))
+        project.upgrade(url.update_query_dict({"options": f"-c {setting}=2000"}))
 
         assert rows(database, VERSION) == ["r1"]
 
