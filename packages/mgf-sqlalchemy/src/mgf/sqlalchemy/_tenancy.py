@@ -235,7 +235,6 @@ async def _scope_connection(
         yield connection
     finally:
         binding.remove(scope)
-        binding.hook(sync_connection)
 
 
 @asynccontextmanager
