@@ -65,7 +65,7 @@ async def audit(
         AppConfigError: there is no such role, the database is not PostgreSQL, the connection is
             in AUTOCOMMIT, the metadata is not protected, or a reason is blank.
         sqlalchemy.exc.DBAPIError: the connection was lost, or a table was locked for longer than
-            2 seconds so that not even its policies could be read (SQLSTATE 55P03).
+            a second, so that not even its policies could be read (SQLSTATE 55P03).
     """
     options: dict[str, Any] = {
         "role": role,
