@@ -72,6 +72,11 @@ SLEEPING = """
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)'
 """
+# The connections that hold the lock against other migrators, or wait for it.
+MIGRATORS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
+"""
 OTHERS = """
     SELECT query FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()

@@ -16,6 +16,7 @@ import pytest
 
 from harness.migrations import (
     ACCOUNT,
+    MIGRATORS,
     SHORT_ENV,
     SLEEP,
     SLEEPING,
@@ -35,11 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"]
-BOTH = """
-    SELECT 1 FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
-    HAVING count(*) = 2
-"""
+BOTH = f"SELECT 1 FROM ({MIGRATORS}) AS migrator HAVING count(*) = 2"
 SHORT = """
     SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT 1'
 """

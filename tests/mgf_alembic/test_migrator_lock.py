@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from harness.migrations import (
     ACCOUNT,
+    MIGRATORS,
     PROBE,
     SLEEP,
     SLEEPING,
@@ -42,16 +43,8 @@ HOLDERS = (
     "WHERE datname = current_database() AND locktype = 'advisory' AND granted"
 )
 # Has asked at least once, and rests.
-WAITING = f"""
-    SELECT pid FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
-    AND query LIKE 'ROLLBACK%' AND state = 'idle' AND pid NOT IN ({HOLDERS})
-"""
-IN_THE_WAY = """
-    SELECT pid FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name LIKE 'mgf-alembic on %'
-    AND state <> 'active' AND backend_xmin IS NOT NULL
-"""
+WAITING = f"{MIGRATORS} AND query LIKE 'ROLLBACK%' AND state = 'idle' AND pid NOT IN ({HOLDERS})"
+IN_THE_WAY = f"{MIGRATORS} AND state <> 'active' AND backend_xmin IS NOT NULL"
 VERSION = "SELECT version_num FROM alembic_version"
 # A sequence counts what no rollback takes back.
 COUNTED = f"""
