@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._subject import Expectation
 
 # Seconds. What waits longer for a lock would hold up the application behind it; to print a policy
-# takes a lock on its table, for which this waits while somebody alters it.
-LOCK_TIMEOUT: Final = 1.0
+# takes a lock on its table, for which this waits while somebody alters it. More than PostgreSQL's
+# default deadlock_timeout, 1 s: not before has an autovacuum at work been asked to give way.
+LOCK_TIMEOUT: Final = 2.0
 
 # Names that are not on the path are written in full.
 _PREPARE = text(

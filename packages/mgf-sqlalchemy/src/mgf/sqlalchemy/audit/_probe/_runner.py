@@ -62,7 +62,7 @@ async def probe(
     Made to be run on staging. No row that was there is written but by the database's own triggers
     and rules: an UPDATE or DELETE without WHERE carries a condition that fails at the first row
     within its reach, which is what shows a leak.
-    A lock is waited for 1 s, a statement takes 30 s at most, and what takes longer is not proven.
+    A lock is waited for 2 s, a statement takes 30 s at most, and what takes longer is not proven.
     What a rollback does not undo stays: sequences go on, tables keep dead rows until they are
     vacuumed, and triggers fire, so whatever they do outside of the database is done; NOTIFY is
     not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
