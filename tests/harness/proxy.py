@@ -26,6 +26,9 @@ class Proxy:
         self._answers.set()
         self._released = asyncio.Event()
         self._released.set()
+        self._word: bytes | None = None
+        self._keeps_answer = False
+        self.has_held = asyncio.Event()
         self.turnarounds = 0
         self.connections = 0
         self.url = target
@@ -57,6 +60,15 @@ class Proxy:
     def hold_answers(self) -> None:
         """Deliver what clients say, and answers only after `release_answers`."""
         self._released.clear()
+
+    def hold_once(self, word: bytes, *, answer: bool) -> None:
+        """Hold what a client says next with a word in it, or the answer, until `release_answers`.
+
+        What comes after it on that connection waits too, a client's end included.
+        """
+        self.has_held.clear()
+        self._word = word
+        self._keeps_answer = answer
 
     def release_answers(self) -> None:
         self._released.set()
@@ -106,6 +118,12 @@ class Proxy:
                 if is_client and self._server_spoke:
                     self.turnarounds += 1
                 self._server_spoke = not is_client
+                if is_client and self._word is not None and self._word in data:
+                    self._word = None
+                    self.hold_answers()
+                    self.has_held.set()
+                    if not self._keeps_answer:
+                        await self._released.wait()
                 if not is_client:
                     await self._released.wait()
                 if all(one.is_set() for one in delivers):

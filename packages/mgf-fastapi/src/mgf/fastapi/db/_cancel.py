@@ -43,7 +43,8 @@ class CancelOnDisconnect:
     request whose client has gone; nobody else gets it.
 
     Once a request's response is complete, nothing is cancelled: background tasks run. Those of a
-    cancelled handler do not. Not covered: ``def`` handlers, whose threads cannot be interrupted;
+    cancelled handler do not. The thread of a ``def`` handler cannot be interrupted: the request
+    ends without it, and its session is a `SessionEndedError` to it from then on. Not covered:
     WebSockets; requests with ``Expect: 100-continue``; and a large body that the handler does not
     read to its end.
 

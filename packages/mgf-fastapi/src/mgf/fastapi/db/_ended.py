@@ -61,6 +61,11 @@ class EndingSession(Session):
                 event.listen(cursor.context.root_connection, end, closing)
         return result
 
+    def commit(self) -> None:
+        """Commit; what was rolled back at the end has nothing left to commit, and is no success."""
+        self.refuse_if_ended()
+        super().commit()
+
     def refuse_if_ended(self) -> None:
         if self.is_ended:
             raise SessionEndedError(
