@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable  # noqa: TC003 - FastAPI reads it from signatures
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -14,9 +15,10 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError, ResourceClosedError
+from sqlalchemy.exc import DBAPIError, IllegalStateChangeError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from harness.proxy import Proxy, proxied
 from harness.serving import asking, listening, make_app, serving
 from harness.tenants import Invoice, World, visible
 from mgf.fastapi.db import (
@@ -34,7 +36,7 @@ from mgf.fastapi.db import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from sqlalchemy import URL
 
@@ -110,6 +112,61 @@ async def test_a_task_that_is_left_waiting_for_a_connection_gets_none(
         with pytest.raises(SessionEndedError):
             await asyncio.gather(*tasks)
         assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
+
+
+async def test_a_task_that_is_left_in_its_commit_leaves_other_sockets_alone(
+    url: URL, world: World
+) -> None:
+    """The next socket gets the descriptor of the connection that is dropped.
+
+    With psycopg, whose commit is waited for, the block ends after it.
+    """
+    app = FastAPI()
+
+    async def leave(proxy: Proxy) -> None:
+        async with session_scope(app, world.a) as session:
+            await visible(session)
+            proxy.hold_once(b"COMMIT", answer=True)
+            leave_behind(session.commit())
+            await proxy.has_held.wait()
+
+    async with (
+        proxied(url) as proxy,
+        setup_db(app, database_url=proxy.url, pool_size=1, max_overflow=0, pool_timeout=60),
+        echoing() as port,
+    ):
+        leaving = asyncio.create_task(leave(proxy))
+        await proxy.has_held.wait()
+        try:
+            for _ in range(20):
+                await asyncio.wait_for(echo(port), 60)
+        finally:
+            proxy.release_answers()
+            with pytest.raises(IllegalStateChangeError):
+                await leaving
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
+        async with session_scope(app, world.b) as session:
+            assert await visible(session) == ["b1", "b2"]
+
+
+@asynccontextmanager
+async def echoing() -> AsyncGenerator[int]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def echo(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"word\n")
+    assert await reader.readline() == b"word\n"
+    writer.close()
+    await writer.wait_closed()
 
 
 MANY = text(

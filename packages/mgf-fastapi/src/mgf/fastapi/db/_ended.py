@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -13,6 +13,8 @@ from mgf.common.exceptions import OperationError
 from mgf.sqlalchemy import tenant_scope
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Generator
     from types import TracebackType
     from uuid import UUID
 
@@ -78,9 +80,30 @@ class EndingSession(Session):
     def drop(self) -> None:
         """Close what connections are left, with whatever another task is doing on them."""
         for connection in list(self.connections):
-            if not connection.closed:
-                connection.invalidate()
-                connection.close()
+            with _between_statements(connection):
+                if not connection.closed:
+                    connection.invalidate()
+                    connection.close()
+
+
+@contextmanager
+def _between_statements(connection: Connection) -> Generator[None]:
+    """With psycopg, wait for another task's statement and let no other one begin.
+
+    Its ``close()`` does neither, and closes a descriptor that the event loop still watches: the
+    next socket gets the same number, and fails, or waits for ever. asyncpg's transport is the
+    loop's own.
+    """
+    if connection.closed or connection.invalidated or connection.dialect.driver != "psycopg":
+        yield
+        return
+    adapted: Any = connection.connection.dbapi_connection
+    lock: asyncio.Lock = adapted.driver_connection.lock
+    adapted.run_async(lambda _: lock.acquire())
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Closing:
