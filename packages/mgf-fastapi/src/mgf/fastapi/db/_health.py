@@ -48,7 +48,8 @@ async def check_database(engine: AsyncEngine) -> Health:
 
     Where the pool has a connection to give, that one is used. Where all are in use, the database
     is asked over a connection of its own, which is closed afterwards: if it answers, or says
-    that it has too many clients, the process is ``BUSY``.
+    that it has too many clients, the process is ``BUSY``. psycopg gives no SQLSTATE for a
+    connection that was not made: with it too many clients are an error like any other.
 
     It waits for the database as long as the driver does: give it a time limit.
 
