@@ -6,16 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import jwt
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mgf.fastapi.db import committing, tenant_from_claim, tenant_session_from
+from mgf.fastapi.db import (
+    TenantRefusedError,
+    committing,
+    tenant_from_claim,
+    tenant_session_from,
+)
 
 if TYPE_CHECKING:
     from settings import Settings
 
-bearer = HTTPBearer(bearerFormat="JWT", description="a token of the identity provider")
+# Its own refusal would be the only 401 that is no problem document.
+bearer = HTTPBearer(
+    bearerFormat="JWT", description="a token of the identity provider", auto_error=False
+)
 
 
 def verify(token: str, settings: Settings) -> dict[str, Any]:
@@ -34,13 +42,15 @@ def verify(token: str, settings: Settings) -> dict[str, Any]:
 
 
 async def get_claims(
-    request: Request, token: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
+    request: Request, token: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> dict[str, Any]:
+    if token is None:
+        raise TenantRefusedError(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
     try:
         return verify(token.credentials, request.app.state.settings)
     except jwt.InvalidTokenError as error:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise HTTPException(401, f"the token is not valid: {error}", challenge) from None
+        raise TenantRefusedError(401, f"the token is not valid: {error}", challenge) from None
 
 
 get_tenant = tenant_from_claim(get_claims, "tenant")

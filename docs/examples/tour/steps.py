@@ -173,7 +173,7 @@ def false_tokens(key: str) -> list[tuple[str, str | None, Answer]]:
     """Tokens that must not be taken, and the answers that they must get."""
     invalid = "the token is not valid: "
     return [
-        ("no token", None, (401, "Not authenticated")),
+        ("no token", None, (401, "a token is needed")),
         ("expired", make_token(key, BOLT, hours=-1), (401, f"{invalid}Signature has expired")),
         (
             "for another service",

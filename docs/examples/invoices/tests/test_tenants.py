@@ -36,10 +36,18 @@ async def test_a_token_that_names_a_tenant_is_taken(
 
 
 async def test_without_a_token_nothing_is_answered(stranger: AsyncClient) -> None:
-    answer = await stranger.get("/invoices")
+    for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer"}):
+        answer = await stranger.get("/invoices", headers=headers)
 
+        assert_refused(answer)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def assert_refused(answer: Response) -> None:
+    """Whatever is wrong, a client reads the same kind of document."""
     assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["code"] == "tenant-missing"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ async def test_other_tokens_are_refused(
 ) -> None:
     answer = await ask(stranger, make_token(**{"tenant": ACME, **claims}))
 
-    assert answer.status_code == 401
+    assert_refused(answer)
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
