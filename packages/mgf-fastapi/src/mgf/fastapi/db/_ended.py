@@ -13,7 +13,6 @@ from mgf.common.exceptions import OperationError
 from mgf.sqlalchemy import tenant_scope
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Generator
     from types import TracebackType
     from uuid import UUID
@@ -98,12 +97,15 @@ def _between_statements(connection: Connection) -> Generator[None]:
         yield
         return
     adapted: Any = connection.connection.dbapi_connection
-    lock: asyncio.Lock = adapted.driver_connection.lock
-    adapted.run_async(lambda _: lock.acquire())
+    adapted.run_async(_acquire)
     try:
         yield
     finally:
-        lock.release()
+        adapted.driver_connection.lock.release()
+
+
+async def _acquire(driver: Any) -> None:
+    await driver.lock.acquire()
 
 
 class _Closing:
