@@ -99,6 +99,7 @@ _COLUMNS = f"""
     JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                              AND a.attgenerated = ''
     WHERE {_IS_OURS} AND a.attnum > 0 AND NOT a.attisdropped
       AND (a.attname = ANY(CAST(:names AS name[])) OR a.attname ~* '^{TENANT_LIKE}$'
            OR (a.attrelid, a.attnum) IN (

@@ -197,7 +197,11 @@ def upsert(field: Field, target: Target) -> Outcome:
             name: value for name, value in row.values.items() if _is_written(target, name, key)
         }
         if target.column is not None and target.column not in key:
-            values[target.column] = tenant
+            values |= {
+                name: value
+                for name, value in field.seeder.tenant_values(target.relation.oid, tenant).items()
+                if name not in key and _is_written(target, name, key)
+            }
         # A column that is in no key, as far as there is one: the others' keys say nothing here.
         names = sorted(values, key=lambda one: one in key or one == target.column)
         updated = next((one for one in names if _is_updated(target.shape.slots[one])), None)

@@ -6,10 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError
 
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
+from mgf.sqlalchemy.audit._probe._shapes import Condition
 from mgf.sqlalchemy.audit._probe._solver import solve
 from mgf.sqlalchemy.audit._probe._values import cast, invent, takes_uuid_text
 from mgf.sqlalchemy.audit._sql import identifier, literal
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from mgf.sqlalchemy.audit._probe._ground import ForeignKey, Ground
     from mgf.sqlalchemy.audit._probe._session import Session
-    from mgf.sqlalchemy.audit._probe._shapes import Condition, Shape
+    from mgf.sqlalchemy.audit._probe._shapes import Shape
     from mgf.sqlalchemy.audit._snapshot import Relation
 
 Values = dict[str, "str | None"]
@@ -86,6 +88,7 @@ class Seeder:
         self._failed: set[tuple[int, str]] = set()
         self._scanty: set[int] = set()
         self._author = Author(session.role, is_bound=True)
+        self._sources = dict(self._computed())
         self.reasons: dict[tuple[int, str], str] = {}
         self.variants: defaultdict[int, list[Values]] = defaultdict(list)
 
@@ -137,14 +140,38 @@ class Seeder:
 
     def owners(self, oid: int, tenant: str) -> Values:
         """Return the columns that say whose a row is, as they are for a tenant."""
-        column = self.ground.owned.get(oid)
-        found: Values = {} if column is None else {column: tenant}
+        found = self.tenant_values(oid, tenant)
         for key in self.ground.foreign_keys(oid):
             rows = self._rows[key.parent, tenant]
             if rows and key.parent in self.ground.owned and key.parent != oid:
                 for name, other in zip(key.columns, key.parent_columns, strict=True):
                     found.setdefault(name, rows[0].values.get(other))
-        return found
+        return self._stored(oid, found)
+
+    def tenant_values(self, oid: int, tenant: str) -> Values:
+        """Return the tenant column, and the one that it is computed from, as for a tenant."""
+        column = self.ground.owned.get(oid)
+        if column is None:
+            return {}
+        return {column: tenant, self._sources.get(oid, column): tenant}
+
+    def _stored(self, oid: int, values: Values) -> Values:
+        """Leave out what is computed."""
+        slots = self.ground.shapes[oid].slots
+        return {name: one for name, one in values.items() if not slots[name].generated}
+
+    def _computed(self) -> Iterator[tuple[int, str]]:
+        """Yield the tables whose tenant column is computed from one other that takes a tenant."""
+        tenant = str(uuid4())
+        for oid, column in self.ground.owned.items():
+            shape = self.ground.shapes[oid]
+            formula = None if column is None else shape.slots[column].formula
+            names = frozenset[str]() if formula is None else shape.named_in(formula)
+            if column is None or len(names) != 1:
+                continue
+            condition = Condition(f"({formula}) = {cast(tenant, shape.slots[column].type)}", names)
+            if self._solve(oid, [condition], dict.fromkeys(names, tenant)):
+                yield oid, *names
 
     def values_like(self, oid: int, tenant: str, *, given: Values | None = None) -> Values:
         """Return values for a new row; of a partitioned table, for a partition that took one."""
@@ -180,7 +207,12 @@ class Seeder:
                     f"the tenant column {column!r} is of type {slot.type!r}, and the tenants that "
                     "are made up here are UUIDs"
                 )
-            values[column] = tenant
+            if slot.generated and oid not in self._sources:
+                raise CannotSeedError(
+                    f"the tenant column {column!r} is computed, as {slot.formula}, and not from "
+                    "one column that takes the tenant as it is; keep the tenant in a plain column"
+                )
+            values |= self.tenant_values(oid, tenant)
         for key in self.ground.foreign_keys(oid):
             values |= self._referring(oid, tenant, key, values)
         distinct = {
@@ -199,7 +231,7 @@ class Seeder:
                     )
         if copied is None and shape.conditions:
             values |= self._fulfil(oid, shape.conditions, values, given or {})
-        return values
+        return self._stored(oid, values)
 
     def _seed(self, relation: Relation, tenant: str) -> None:
         reason = ""
@@ -341,10 +373,13 @@ class Seeder:
     def _fulfil(
         self, oid: int, conditions: Iterable[Condition], values: Values, given: Values
     ) -> Values:
-        shape = self.ground.shapes[oid]
-        settled = {self.ground.owned.get(oid), *given}
+        settled = {*self.tenant_values(oid, ""), *given}
         settled.update(name for key in self.ground.foreign_keys(oid) for name in key.columns)
         known = {name: value for name, value in values.items() if name in settled}
+        return self._solve(oid, conditions, known)
+
+    def _solve(self, oid: int, conditions: Iterable[Condition], known: Values) -> Values:
+        shape = self.ground.shapes[oid]
         table = identifier(self.ground.relations[oid].name)
         try:
             with self._session.trial(UNTOUCHED, role=self._author.role):

@@ -29,7 +29,8 @@ _COLUMNS = text(
                        CASE WHEN base.type IS NULL THEN a.atttypmod ELSE base.mod END) AS type,
            t.typname, t.typcategory::text AS category, t.typtype::text AS kind,
            a.attnotnull OR COALESCE(base.not_null, false) AS not_null,
-           a.attidentity::text AS identity, a.attgenerated <> '' AS generated,
+           a.attidentity::text AS identity,
+           CASE WHEN a.attgenerated <> '' THEN pg_get_expr(f.adbin, f.adrelid) END AS formula,
            a.atthasdef AS has_default,
            t.typname = 'citext' OR NOT COALESCE(l.collisdeterministic, true) AS lax,
            has_column_privilege(:role, a.attrelid, a.attnum, 'SELECT') AS readable,
@@ -43,6 +44,7 @@ _COLUMNS = text(
     JOIN pg_type AS t ON t.oid = COALESCE(base.type, a.atttypid)
     JOIN pg_class AS c ON c.oid = a.attrelid
     LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
+    LEFT JOIN pg_attrdef AS f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
     -- A view with triggers or rules of its own takes what it likes.
     CROSS JOIN LATERAL (SELECT c.relkind <> 'v' OR c.relhastriggers
         OR EXISTS (SELECT FROM pg_rewrite AS w WHERE w.ev_class = c.oid AND w.ev_type <> '1')
@@ -106,7 +108,7 @@ class Slot:
         kind: ``typtype``: b, c, e, r or m.
         not_null: NULL is refused.
         identity: ``attidentity``: a for ALWAYS, d for BY DEFAULT.
-        generated: computed from other columns.
+        formula: that it is computed by from other columns, in SQL; None of others.
         has_default: may be left out.
         readable: the role may SELECT it.
         insertable: the role may INSERT it.
@@ -123,13 +125,18 @@ class Slot:
     kind: str
     not_null: bool
     identity: str
-    generated: bool
+    formula: str | None
     has_default: bool
     readable: bool
     insertable: bool
     updatable: bool
     labels: tuple[str, ...]
     lax: bool
+
+    @property
+    def generated(self) -> bool:
+        """Whether it is computed from other columns."""
+        return self.formula is not None
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,14 @@ class Shape:
     keys: tuple[tuple[str, ...], ...] = ()
     is_partition: bool = False
 
+    def named_in(self, sql: str) -> frozenset[str]:
+        """Return the columns that may stand in a condition."""
+        return frozenset(
+            name
+            for name, slot in self.slots.items()
+            if re.search(rf'(?<![\w"]){re.escape(slot.sql)}(?![\w"])', sql)
+        )
+
 
 def read_shapes(connection: Connection, oids: Collection[int], *, role: str) -> dict[int, Shape]:
     """Return the shapes of relations, in four queries."""
@@ -164,7 +179,7 @@ def read_shapes(connection: Connection, oids: Collection[int], *, role: str) -> 
             kind=row.kind,
             not_null=row.not_null,
             identity=row.identity,
-            generated=row.generated,
+            formula=row.formula,
             has_default=row.has_default,
             readable=row.readable,
             insertable=row.insertable,

@@ -280,7 +280,7 @@ def _belongs(field: Field, oid: int, tenant: str) -> str:
     slots = field.seeder.ground.shapes[oid].slots
     owners = field.seeder.owners(oid, tenant)
     column = field.seeder.ground.owned[oid]
-    names = owners if column is None else [column]
+    values = owners if column is None else {column: tenant}
     return " AND ".join(
-        f"{slots[name].sql} = {cast(owners[name], slots[name].type)}" for name in names
+        f"{slots[name].sql} = {cast(one, slots[name].type)}" for name, one in values.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._probe._ground import Ground
     from mgf.sqlalchemy.audit._probe._seeding import Seeder, Values
     from mgf.sqlalchemy.audit._probe._session import Session
-    from mgf.sqlalchemy.audit._probe._shapes import Shape
 
 
 def add_witnesses(
@@ -33,7 +31,7 @@ def add_witnesses(
     for oid in ground.owned:
         if ground.relations[oid].kind == "f":
             continue
-        for values in _witnesses(session, ground, oid, tenants[0], stranger):
+        for values in _witnesses(session, seeder, oid, tenants[0], stranger):
             # A row of each, also where one of them cannot have it.
             added = [seeder.add(oid, tenant, values) for tenant in tenants]
             if all(added):
@@ -41,20 +39,20 @@ def add_witnesses(
 
 
 def _witnesses(
-    session: Session, ground: Ground, oid: int, tenant: str, stranger: str
+    session: Session, seeder: Seeder, oid: int, tenant: str, stranger: str
 ) -> Iterator[Values]:
+    ground = seeder.ground
     relation, shape = ground.relations[oid], ground.shapes[oid]
-    column = ground.owned[oid]
-    known: Values = {} if column is None else {column: tenant}
+    known = seeder.tenant_values(oid, tenant)
     for predicate in _unusual(ground, oid):
-        condition = Condition(f"({predicate}) IS TRUE", _columns(shape, predicate))
+        condition = Condition(f"({predicate}) IS TRUE", shape.named_in(predicate))
         try:
             with session.trial(stranger):
                 found = solve(session, identifier(relation.name), shape, [condition], known)
         except DBAPIError as error:
             failure(error)
             continue
-        values = {name: one for name, one in (found or {}).items() if name != column}
+        values = {name: one for name, one in (found or {}).items() if name not in known}
         if values:
             yield values
 
@@ -68,12 +66,3 @@ def _unusual(ground: Ground, oid: int) -> Iterator[str]:
         for predicate in dict.fromkeys([policy.using, policy.with_check]):
             if not policy.restrictive and predicate not in usual:
                 yield predicate or ""
-
-
-def _columns(shape: Shape, predicate: str) -> frozenset[str]:
-    """Return the columns that may stand in a predicate."""
-    return frozenset(
-        name
-        for name, slot in shape.slots.items()
-        if re.search(rf'(?<![\w"]){re.escape(slot.sql)}(?![\w"])', predicate)
-    )
