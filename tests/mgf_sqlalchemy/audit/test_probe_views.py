@@ -135,3 +135,29 @@ def test_what_a_view_does_not_show_is_not_proven(
     reasons = {(one.object, one.attack): one.reason for one in report.not_proven}
     assert reason in reasons["public.v", attack]
     assert report.findings == ()
+
+
+KEYED = "CREATE VIEW v {} AS SELECT id AS n, tenant_id AS org, number, country FROM invoice {}"
+MINE = f"WHERE {CANONICAL} WITH CHECK OPTION"
+
+
+@pytest.mark.parametrize(
+    ("made", "outcome"),
+    [
+        # ON CONFLICT finds the row that neither the condition nor its CHECK OPTION lets through.
+        (f"{KEYED.format('', MINE)}; {ALL}", "leaked"),
+        (f"{KEYED.format('WITH (security_invoker)', '')}; {ALL}", HELD),
+        (f"{KEYED.format('WITH (security_invoker)', MINE)}; {ALL}", HELD),
+        (f"{KEYED.format('', MINE)}; GRANT SELECT, INSERT ON v TO {{role}}", NONE),
+        (invoker("number, country FROM invoice"), NONE),
+        (f"{JOINED}; {ALL}; {DOING.replace('{options}', '')}", NONE),
+    ],
+)
+def test_a_row_is_written_over_through_a_view(correct: Correct, made: str, outcome: str) -> None:
+    correct.change(made)
+
+    report = correct.probe()
+
+    assert report.probed["relations"]["public.v"]["upsert"] == outcome
+    assert [one.id for one in report.findings] == ["probe-upsert"] * (outcome == "leaked")
+    assert report.not_proven == ()

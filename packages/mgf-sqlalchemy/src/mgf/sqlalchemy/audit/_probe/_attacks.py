@@ -457,6 +457,7 @@ _ON_VIEWS: Final[dict[str, Callable[[Field, Target], Outcome]]] = {
     "own-write": views.own_write,
     "insert": views.insert_other,
     "insert-unscoped": views.insert_unscoped,
+    "upsert": views.upsert,
     "move": views.move,
     "blind-update": blind_update,
     "blind-delete": blind_delete,

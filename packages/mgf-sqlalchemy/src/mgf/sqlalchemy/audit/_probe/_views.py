@@ -5,12 +5,14 @@ What a statement did is looked up in the tables behind the view, as whoever logg
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
 from mgf.sqlalchemy.audit._probe._field import (
     CHECK_OPTION,
+    FOREIGN_KEY_VIOLATION,
     NOT_NULL_VIOLATION,
     REFUSED,
     UNIQUE_VIOLATION,
@@ -20,6 +22,7 @@ from mgf.sqlalchemy.audit._probe._field import (
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
 from mgf.sqlalchemy.audit._probe._seeding import insert, place
 from mgf.sqlalchemy.audit._probe._session import explain, failure
+from mgf.sqlalchemy.audit._probe._shapes import Shape
 from mgf.sqlalchemy.audit._probe._values import cast
 
 if TYPE_CHECKING:
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
     # The table and column that a view's column shows.
     Origins = Mapping[str, tuple[int, str]]
+
+
+# invalid_column_reference: no unique key is found for ON CONFLICT.
+_NO_SUCH_KEY = "42P10"
 
 
 class Effect(NamedTuple):
@@ -89,6 +96,35 @@ def insert_unscoped(field: Field, target: Target) -> Outcome:
     tenant = field.tenants[0]
     statement = _insert(field, target, tenant, origins_of(field, target))
     return _written(field, target, "", tenant, statement)
+
+
+def upsert(field: Field, target: Target) -> Outcome:
+    """A tenant writes over the other's row that has the same key, through a view.
+
+    ON CONFLICT looks past the conditions of a view, also where it has a CHECK OPTION.
+    """
+    if not target.may("INSERT", "UPDATE", "SELECT"):
+        return NOT_APPLICABLE
+    origins = origins_of(field, target)
+    for tenant, other in field.pairs:
+        statement = _upsert(field, target, (tenant, other), origins)
+        if not statement:
+            return NOT_APPLICABLE
+        effect = effect_of(field, target, tenant, other, statement)
+        if effect.error is not None:
+            code = failure(effect.error)
+            # A view with triggers or rules of its own takes no ON CONFLICT.
+            if is_impossible(effect.error) or code == _NO_SUCH_KEY:
+                return NOT_APPLICABLE
+            if code in (REFUSED, CHECK_OPTION):
+                continue
+            # Keys have a say when the row that was there was written over.
+            if code not in (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION):
+                return not_proven(explain(effect.error))
+        elif not effect.is_change:
+            continue
+        return leaked("a tenant writes over another one's row through it")
+    return HELD
 
 
 def move(field: Field, target: Target) -> Outcome:
@@ -218,6 +254,41 @@ def _insert(field: Field, target: Target, tenant: str, origins: Origins) -> str:
         if column in rows[oid] and target.shape.slots[name].insertable
     }
     return insert(target.sql, target.shape, values)
+
+
+def _upsert(field: Field, target: Target, pair: tuple[str, str], origins: Origins) -> str:
+    """Return the INSERT on top of the other's row, or an empty string where no key is shown."""
+    tenant, other = pair
+    shown = {origin: name for name, origin in origins.items()}
+    for oid in target.tables:
+        base, mine = field.seeder.ground.shapes[oid], field.seeder.tenant_values(oid, tenant)
+        keys = [key for key in base.keys if all((oid, one) in shown for one in key)]
+        rows = field.seeder.rows(oid, other)
+        if not keys or not rows:
+            continue
+        # A key without the tenant is the way in, where there is one.
+        key = min(keys, key=lambda one: field.seeder.ground.owned[oid] in one)
+        values: Values = {}
+        slots: dict[str, Slot] = {}
+        for column, value in {**rows[0].values, **mine}.items():
+            name = shown.get((oid, column), "")
+            slot = target.shape.slots.get(name)
+            if slot is None or not slot.insertable or base.slots[column].generated:
+                continue
+            values[name] = rows[0].values.get(column) if column in key else value
+            slots[name] = replace(slot, identity=base.slots[column].identity)
+        names = [shown[oid, one] for one in key]
+        # That of the tenant first: a CHECK OPTION lets a row pass that was taken over.
+        free = [one for name, one in slots.items() if one.updatable and name not in names]
+        owners = [shown.get((oid, one)) for one in mine]
+        updated = max(free, key=lambda one: one.name in owners, default=None)
+        if updated is not None and values.keys() >= {*names}:
+            columns = ", ".join(target.shape.slots[one].sql for one in names)
+            return (
+                f"{insert(target.sql, Shape(slots), values)} ON CONFLICT ({columns}) "
+                f"DO UPDATE SET {updated.sql} = EXCLUDED.{updated.sql}"
+            )
+    return ""
 
 
 def _set_itself(field: Field, target: Target, origins: Origins) -> str:
