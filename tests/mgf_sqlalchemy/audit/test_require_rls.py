@@ -15,7 +15,7 @@ from harness.servers import new_database
 from harness.tenants import APP_PASSWORD
 from mgf.common.exceptions import AppConfigError, OperationError
 from mgf.sqlalchemy import create_engine
-from mgf.sqlalchemy.audit import RlsNotActiveError, require_rls
+from mgf.sqlalchemy.audit import RlsNotActiveError, audit, require_rls
 from mgf.sqlalchemy.rls import ensure_app_role, protect_metadata, shared_table, tenant_table
 
 if TYPE_CHECKING:
@@ -96,6 +96,17 @@ async def test_what_lets_it_past_policies_is_refused(
 
     with pytest.raises(RlsNotActiveError, match=message):
         await require(started)
+
+
+async def test_what_does_not_hold_another_owner_is_the_audits_to_tell(started: Database) -> None:
+    started.run("ALTER TABLE invoice NO FORCE ROW LEVEL SECURITY")
+
+    await require(started)
+
+    engine = create_async_engine(started.url.set(drivername="postgresql+asyncpg"))
+    report = await audit(engine, role=ROLE, metadata=make_metadata())
+    await engine.dispose()
+    assert ("rls-not-forced", "public.invoice") in {(one.id, one.object) for one in report.findings}
 
 
 async def test_a_login_that_can_reset_to_more_is_refused(started: Database) -> None:

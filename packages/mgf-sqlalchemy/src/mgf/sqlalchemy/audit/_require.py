@@ -76,8 +76,12 @@ async def require_rls(
     For the start of a program, before it serves; two short queries, whatever the number of
     tables. It asks PostgreSQL whether policies are in force for this role
     (``row_security_active``), and whether the role, or one that it can become, is exempt from
-    them or owns a table. What the policies say is `audit`'s matter. Where tables inherit, parents
-    and children that the role may use have to be protected, too.
+    them or owns a table. Where tables inherit, parents and children that the role may use have to
+    be protected, too.
+
+    Not its matter, but `audit`'s, are what the policies say, and other roles than this one: a
+    table without FORCE, ``"rls-not-forced"``, holds this role and not its owner, nor the owner's
+    migrations, views and functions.
 
     Args:
         bind: the application's own engine, or a connection of it outside every scope.

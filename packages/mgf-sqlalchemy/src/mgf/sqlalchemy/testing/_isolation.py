@@ -64,7 +64,9 @@ async def assert_isolated(
     """Assert that no attack of `mgf.sqlalchemy.audit.probe` gets at another tenant's rows.
 
     Everything is attacked in a transaction that is rolled back. What could not be attacked fails
-    as well, since nothing was shown of it. ::
+    as well, since nothing was shown of it. It is about what the role can do to rows: what may
+    open them one day, such as a table without FORCE, whose owner policies do not hold, is for
+    `mgf.sqlalchemy.audit.audit` to tell. ::
 
         async def test_tenants_are_kept_apart(mgf_engine):
             await assert_isolated(mgf_engine, Base)
