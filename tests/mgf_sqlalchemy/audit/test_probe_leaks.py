@@ -42,12 +42,14 @@ REMOVING = next(one for one, _ in POLICIES if "FOR DELETE" in one)
 TRUNCATABLE = next(one for one, _ in TABLES if "GRANT TRUNCATE ON line TO {role}_r" in one)
 VIEWED = next(one for one, _ in DOORS if "GRANT SELECT ON v TO {role}_r" in one)
 
+ALWAYS_SET = next(one for one, _ in ROLES if "'ALTER DATABASE %I SET app.current_tenant" in one)
+
 LEAKS = [
     ("ALTER ROLE {role} SUPERUSER", INVOICE, [*EVERYTHING, "truncate"]),
     ("ALTER ROLE {role} BYPASSRLS", INVOICE, EVERYTHING),
     ("CREATE ROLE {role}_a SUPERUSER; GRANT {role}_a TO {role}", "role {role}_a", ["read"]),
     (f"ALTER ROLE {{role}} SET app.current_tenant = '{ID}'", "role {role}", ["unscoped"]),
-    (ROLES[14][0], "role {role}", ["unscoped"]),
+    (ALWAYS_SET, "role {role}", ["unscoped"]),
     (TABLES[0][0], INVOICE, EVERYTHING),
     ("ALTER TABLE invoice DISABLE ROW LEVEL SECURITY", INVOICE, EVERYTHING),
     ("ALTER TABLE account DISABLE ROW LEVEL SECURITY", "public.account", [*EVERYTHING, "move"]),
