@@ -41,7 +41,8 @@ TRIGGER = """
 """
 FOREIGN = """
     CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
-    CREATE FOREIGN TABLE far (tenant_id uuid) SERVER files OPTIONS (filename '/dev/null')
+    CREATE FOREIGN TABLE far (tenant_id uuid) SERVER files OPTIONS (filename '/dev/null');
+    GRANT SELECT ON far TO {role}
 """
 OTHER = """
     CREATE TABLE other (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, invoice_id int NOT NULL
@@ -70,6 +71,22 @@ COPYING = """
 HIDDEN = f"""
     CREATE SCHEMA hidden; {DEFINER.replace("f()", "hidden.f()")};
     CREATE VIEW v WITH (security_invoker) AS SELECT * FROM hidden.f(); GRANT SELECT ON v TO {{role}}
+"""
+# Called by a function with the rights of a role that may use the schema, and that policies hold.
+UNSEEN = f"""
+    CREATE SCHEMA hidden; {DEFINER.replace("f()", "hidden.f()")}; CREATE ROLE {{role}}_o;
+    GRANT USAGE ON SCHEMA hidden TO {{role}}_o; {DEFINER.replace("f()", "g()")};
+    ALTER FUNCTION g OWNER TO {{role}}_o
+"""
+OPERATOR = f"""
+    CREATE SCHEMA hidden; {DEFINER.replace("f()", "hidden.f(int)")};
+    CREATE OPERATOR @@@ (rightarg = int, function = hidden.f)
+"""
+# A function's text names its tables, and no catalog does.
+CALLED = """
+    CREATE FUNCTION f() RETURNS TABLE (tenant_id uuid) LANGUAGE sql
+        AS 'SELECT tenant_id FROM public.invoice';
+    CREATE MATERIALIZED VIEW copy AS SELECT * FROM f(); GRANT SELECT ON copy TO {role}
 """
 ATOMIC = """
     CREATE FUNCTION f(whose uuid) RETURNS text
@@ -121,6 +138,10 @@ ROLES = [
     ("GRANT pg_write_server_files TO {role}", "role-server-files"),
     ("GRANT pg_execute_server_program TO {role}", "role-server-files"),
     ("GRANT pg_monitor TO {role}", "role-reads-statistics"),
+    ("GRANT EXECUTE ON FUNCTION pg_read_binary_file(text) TO {role}", "role-server-files"),
+    (f"{BESIDE}; GRANT EXECUTE ON FUNCTION lo_import(text) TO {{role}}_r", "role-server-files"),
+    ("GRANT pg_read_all_data TO {role}", "role-reads-samples"),
+    ("GRANT SELECT ON pg_statistic TO {role}", "role-reads-samples"),
     ("ALTER TABLE invoice OWNER TO {role}", "role-owns-table"),
     (
         "CREATE ROLE {role}_a; GRANT {role}_a TO {role}; ALTER TABLE invoice OWNER TO {role}_a",
@@ -272,6 +293,14 @@ KEYS = [
         ),
         "fk-cascade",
     ),
+    (
+        (
+            "CREATE TABLE part (code text PRIMARY KEY); GRANT DELETE ON part TO {role};"
+            "ALTER TABLE country ADD part text REFERENCES part ON DELETE CASCADE;"
+            "ALTER TABLE invoice ADD FOREIGN KEY (country) REFERENCES country ON DELETE SET NULL"
+        ),
+        "fk-cascade",
+    ),
 ]
 DOORS = [
     ("ALTER VIEW numbers RESET (security_invoker)", "view-not-invoker"),
@@ -310,6 +339,9 @@ DOORS = [
     (INHERITING, "function-definer"),
     (COPYING, "function-definer"),
     (HIDDEN, "function-definer"),
+    (UNSEEN, "function-definer"),
+    (OPERATOR, "function-definer"),
+    (CALLED, "view-materialized"),
     (
         (
             f"{BESIDE}; {DEFINER}; REVOKE EXECUTE ON FUNCTION f FROM PUBLIC;"
@@ -349,6 +381,27 @@ def test_a_mistake_is_found_by_its_id(correct: Correct, mistake: str, check: str
     assert remedies
     # Those that leave nothing to fill in are run as they stand.
     correct.change(*dict.fromkeys(one for one in remedies if "..." not in one))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check"),
+    [
+        (FOREIGN, "foreign-table"),
+        (CALLED, "view-materialized"),
+        ("GRANT pg_read_all_data TO {role}", "role-reads-samples"),
+        ("GRANT SELECT ON pg_statistic TO {role}", "role-reads-samples"),
+        ("GRANT EXECUTE ON FUNCTION pg_read_file(text) TO {role}", "role-server-files"),
+    ],
+)
+def test_a_remedy_clears_the_finding(correct: Correct, mistake: str, check: str) -> None:
+    correct.change(mistake)
+    found = counted(correct.audit())
+    assert {one.id for one in found} == {check}
+
+    correct.change(*(one.remedy for one in found))
+
+    assert correct.ids() == set()
+    assert correct.probe(metadata=correct.metadata).ok
 
 
 DECLARED = [

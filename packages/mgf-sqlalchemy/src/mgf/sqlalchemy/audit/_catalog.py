@@ -58,7 +58,16 @@ _REACHABLE = """
                               OR pg_has_role(m.roleid, more.oid, '{set_option}')
     )
     SELECT oid, rolname, rolsuper, rolbypassrls, rolcreaterole, rolreplication,
-           pg_has_role(:role, oid, 'USAGE') AS inherited
+           pg_has_role(:role, oid, 'USAGE') AS inherited,
+           NOT rolsuper
+               AND (has_any_column_privilege(oid, 'pg_catalog.pg_statistic', 'SELECT')
+                    OR has_any_column_privilege(oid, 'pg_catalog.pg_statistic_ext_data', 'SELECT'))
+               AS reads_samples,
+           ARRAY(SELECT p.oid::regprocedure::text FROM pg_proc AS p
+                 WHERE p.pronamespace = 'pg_catalog'::regnamespace
+                 AND p.proname IN ('pg_read_file', 'pg_read_binary_file', 'lo_import', 'lo_export')
+                 AND has_function_privilege(pg_roles.oid, p.oid, 'EXECUTE')
+                 AND NOT rolsuper) AS file_functions
     FROM pg_roles WHERE oid IN (SELECT oid FROM reached) ORDER BY rolname
 """
 _SCHEMAS = f"""
@@ -142,20 +151,31 @@ _POLICY_FUNCTIONS = """
     ORDER BY o.polrelid, o.polname, function
 """
 # A body in standard SQL is no text in the catalog. A function in a schema that the role may not
-# use is called all the same by a view or a default that names it.
+# use is called all the same by what names it, such as a view, a default or an operator, and by
+# functions that run with the rights of who may use that schema.
 _FUNCTIONS = f"""
+    WITH RECURSIVE callers AS (
+        SELECT unnest(CAST(:callers AS name[])) AS caller
+        UNION
+        SELECT o.rolname FROM callers
+        JOIN pg_proc AS p ON p.prosecdef
+            AND (p.prorettype = 'trigger'::regtype
+                 OR has_function_privilege(caller, p.oid, 'EXECUTE')
+                    AND has_schema_privilege(caller, p.pronamespace, 'USAGE'))
+        JOIN pg_roles AS o ON o.oid = p.proowner AND NOT (o.rolsuper OR o.rolbypassrls)
+    )
     SELECT p.oid, n.nspname || '.' || p.proname AS label, p.oid::regprocedure::text AS sql,
            CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind,
            p.prosecdef, p.proleakproof, p.proconfig, o.rolname AS owner,
            COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body,
            p.prorettype IN ('trigger'::regtype, 'event_trigger'::regtype) AS is_trigger,
            EXISTS (
-               SELECT FROM unnest(CAST(:callers AS name[])) AS caller
+               SELECT FROM callers
                WHERE has_function_privilege(caller, p.oid, 'EXECUTE')
                AND (has_schema_privilege(caller, n.oid, 'USAGE') OR EXISTS (
                    SELECT FROM pg_depend AS d
                    WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid
-                   AND d.classid IN ('pg_rewrite'::regclass, 'pg_attrdef'::regclass)))
+                   AND d.classid <> 'pg_trigger'::regclass))
            ) AS executable
     FROM pg_proc AS p
     JOIN pg_namespace AS n ON n.oid = p.pronamespace

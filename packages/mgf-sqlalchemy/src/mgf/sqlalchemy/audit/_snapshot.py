@@ -142,6 +142,7 @@ class Subject:
     Args:
         snapshot: of the catalogs.
         setting: that holds the tenant.
+        tenant_column: the usual name of the column that says whose a row is.
         tenants: the tenant column of each relation that has tenants' rows, None for a child
             table; partitions and children are among them.
         canonical: for each relation, what its predicates may be.
@@ -153,6 +154,7 @@ class Subject:
 
     snapshot: Snapshot
     setting: str
+    tenant_column: str
     tenants: Mapping[int, str | None]
     canonical: Mapping[int, frozenset[str]]
     declared: frozenset[RelationName] | None = None

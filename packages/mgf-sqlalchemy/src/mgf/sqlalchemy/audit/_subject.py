@@ -49,6 +49,7 @@ def expect(
     subject = Subject(
         snapshot=snapshot,
         setting=setting,
+        tenant_column=tenant_column,
         tenants={relation.oid: column for relation, column in tenants.items()},
         canonical=canonical_predicates(connection, tenants, setting, recorded=recorded),
         declared=None if declared is None else frozenset(one.key for one in declared.tables),

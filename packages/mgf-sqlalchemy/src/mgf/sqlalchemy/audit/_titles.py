@@ -15,6 +15,7 @@ TITLES: Final = {
     "role-replication": "the role has REPLICATION",
     "role-server-files": "the role reads or writes the server's files, or runs programs there",
     "role-reads-statistics": "the role sees other sessions' statements",
+    "role-reads-samples": "the role reads the planner's statistics",
     "role-owns-table": "the role owns a table of tenants' rows",
     "role-reaches-owner": "the role can become the owner of a table of tenants' rows",
     "role-creates-objects": "the role may create objects beside the tables",

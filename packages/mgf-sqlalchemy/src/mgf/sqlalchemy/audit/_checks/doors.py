@@ -51,10 +51,16 @@ class _Walk:
         """Say whether a relation has tenants' rows, or a view reads one that has."""
         if key not in self._reads:
             relation = self._subject.snapshot.by_key.get(key)
-            self._reads[key] = relation is not None and relation.oid in self._subject.tenants
+            self._reads[key] = relation is not None and (
+                relation.oid in self._subject.tenants or self._is_copy(relation)
+            )
             if key in self._views:
-                self._reads[key] = any(map(self.reads_tenants, self._views[key].reads))
+                self._reads[key] |= any(map(self.reads_tenants, self._views[key].reads))
         return self._reads[key]
+
+    def _is_copy(self, relation: Relation) -> bool:
+        """Say whether a materialized view has tenants' rows, also where a function gave them."""
+        return relation.kind == "m" and relation.column(self._subject.tenant_column) is not None
 
     def definer_below(self, key: RelationName) -> RelationName | None:
         """Return a view with other rights than its reader's that a view reads tenants' rows by."""

@@ -140,22 +140,41 @@ def _is_looked_up(child: Relation, columns: Iterable[str]) -> bool:
 
 def _from_shared(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
     """Yield a key to a shared table by which a tenant that writes there changes others' rows."""
-    parent = subject.snapshot.relations.get(row.confrelid)
-    if parent is None:
-        return
     actions = (("DELETE", row.confdeltype), ("UPDATE", row.confupdtype))
-    done = [verb for verb, one in actions if one in _CASCADES and verb in parent.within_reach]
-    if done:
+    for verb, action in actions:
+        start = _starts(subject, row.confrelid, verb) if action in _CASCADES else None
+        if start is None:
+            continue
         child = subject.snapshot.relations[row.conrelid]
         role = identifier(subject.snapshot.role.rolname)
         yield Finding(
             "fk-cascade",
             "critical",
             child.label,
-            f"foreign key {row.conname!r} cascades from {parent.label}, which tenants share, and "
-            f"the role has {' and '.join(done)} there: one row of it changes every tenant's rows",
-            f"REVOKE {', '.join(done)} ON {parent.sql} FROM {role}, PUBLIC;",
+            f"foreign key {row.conname!r} cascades from {start.label}, which tenants share, and "
+            f"the role has {verb} there: one row of it changes every tenant's rows",
+            f"REVOKE {verb} ON {start.sql} FROM {role}, PUBLIC;",
         )
+
+
+def _starts(subject: Subject, oid: int, verb: str) -> Relation | None:
+    """Return a table where the role may do what reaches another one by keys that cascade."""
+    action = "confdeltype" if verb == "DELETE" else "confupdtype"
+    todo, seen = [oid], {oid}
+    while todo:
+        relation = subject.snapshot.relations.get(todo.pop())
+        if relation is None:
+            continue
+        if verb in relation.within_reach:
+            return relation
+        above = {
+            row.confrelid
+            for row in subject.snapshot.foreign_keys
+            if row.conrelid == relation.oid and getattr(row, action) == "c"
+        }
+        todo += above - seen
+        seen |= above
+    return None
 
 
 def _foreign_remedy(

@@ -8,7 +8,7 @@ from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from mgf.sqlalchemy.audit._snapshot import Subject
 
@@ -17,6 +17,8 @@ _PROGRAMS: Final = {
     "pg_write_server_files": "overwrite the server's configuration",
     "pg_execute_server_program": "run programs as the server's account",
 }
+_READS_ALL = "pg_read_all_data"
+_SAMPLES = ("pg_catalog.pg_statistic", "pg_catalog.pg_statistic_ext_data")
 _STATISTICS = ("pg_read_all_stats", "pg_monitor")
 _HARMFUL_SETTINGS: Final = {
     "row_security": "turns queries on protected tables into errors",
@@ -85,6 +87,7 @@ def check_memberships(subject: Subject) -> Iterator[Finding]:
                 f"as a member of {other!r} it can {_PROGRAMS[other]}, below all policies",
                 revoke,
             )
+    yield from _below_policies(subject)
     if any(one in subject.snapshot.reachable for one in _STATISTICS):
         yield Finding(
             "role-reads-statistics",
@@ -93,6 +96,38 @@ def check_memberships(subject: Subject) -> Iterator[Finding]:
             "it sees the text of other sessions' statements, with the values of other tenants",
             f"REVOKE {', '.join(_STATISTICS)} FROM {identifier(name)};",
         )
+
+
+def _below_policies(subject: Subject) -> Iterator[Finding]:
+    """Yield ways to read what tables are made of, which belong to no relation of a tenant."""
+    name, reachable = subject.snapshot.role.rolname, subject.snapshot.reachable
+    opening = {other: row.file_functions for other, row in reachable.items() if row.file_functions}
+    if opening:
+        functions = ", ".join(sorted({one for found in opening.values() for one in found}))
+        yield Finding(
+            "role-server-files",
+            "critical",
+            name,
+            f"it may call {functions}: the files that tables are made of are read or written so, "
+            "below all policies",
+            f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC, {_list(opening)};",
+        )
+    reading = [other for other, row in reachable.items() if row.reads_samples]
+    if reading:
+        is_member = _READS_ALL in reachable
+        what = _READS_ALL if is_member else f"SELECT ON {', '.join(_SAMPLES)}"
+        yield Finding(
+            "role-reads-samples",
+            "error",
+            name,
+            "it reads the planner's statistics, with samples of every tenant's values, which no "
+            "policy holds",
+            f"REVOKE {what} FROM {identifier(name) if is_member else f'PUBLIC, {_list(reading)}'};",
+        )
+
+
+def _list(roles: Iterable[str]) -> str:
+    return ", ".join(map(identifier, roles))
 
 
 def check_ownership(subject: Subject) -> Iterator[Finding]:

@@ -43,15 +43,9 @@ def check_row_security(subject: Subject) -> Iterator[Finding]:
             f"ALTER TABLE {relation.sql} FORCE ROW LEVEL SECURITY;"
         )
         if relation.kind == "f":
-            yield Finding(
-                "foreign-table",
-                "error",
-                relation.label,
-                "is a foreign table, which cannot have policies: whoever may read it reads every "
-                "tenant's rows",
-                f"REVOKE ALL ON {relation.sql} FROM PUBLIC, "
-                f"{identifier(subject.snapshot.role.rolname)};",
-            )
+            # Nobody can do more for it than keep it out of reach.
+            if relation.within_reach:
+                yield _foreign(subject, relation)
         elif not relation.enabled:
             yield _not_enabled(subject, relation, enable)
         elif not relation.forced:
@@ -63,6 +57,17 @@ def check_row_security(subject: Subject) -> Iterator[Finding]:
                 f"{relation.owner!r} see every tenant's rows",
                 f"ALTER TABLE {relation.sql} FORCE ROW LEVEL SECURITY;",
             )
+
+
+def _foreign(subject: Subject, relation: Relation) -> Finding:
+    return Finding(
+        "foreign-table",
+        "error",
+        relation.label,
+        "is a foreign table, which cannot have policies: whoever may read it reads every tenant's "
+        "rows",
+        f"REVOKE ALL ON {relation.sql} FROM PUBLIC, {identifier(subject.snapshot.role.rolname)};",
+    )
 
 
 def _not_enabled(subject: Subject, relation: Relation, remedy: str) -> Finding:
