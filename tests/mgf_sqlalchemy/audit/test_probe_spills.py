@@ -25,12 +25,14 @@ PARTED = """
 """
 
 
-def filled(value: str = "to_jsonb(NEW)", log: str = LOG) -> str:
+def filled(
+    value: str = "to_jsonb(NEW)", log: str = LOG, event: str = "INSERT", on: str = "invoice"
+) -> str:
     return f"""
         {log};
         CREATE FUNCTION g() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-            $$ BEGIN INSERT INTO public.log (doc) VALUES ({value}); RETURN NEW; END $$;
-        CREATE TRIGGER t AFTER INSERT ON invoice FOR EACH ROW EXECUTE FUNCTION g()
+            $$ BEGIN INSERT INTO public.log (doc) VALUES ({value}); RETURN NULL; END $$;
+        CREATE TRIGGER t AFTER {event} ON {on} FOR EACH ROW EXECUTE FUNCTION g()
     """
 
 
@@ -51,6 +53,16 @@ RULE = """
         (f"{filled()}; GRANT SELECT (doc) ON log TO {{role}}", "public.log"),
         (f"{filled(log=PARTED)}; {READ}", "public.log"),
         (f"{RULE}; {READ}", "public.log"),
+        (f"{filled(event='UPDATE')}; {READ}", "public.log"),
+        (f"{filled('to_jsonb(NEW.number)', event='UPDATE OF number')}; {READ}", "public.log"),
+        (f"{filled('to_jsonb(OLD)', event='DELETE')}; {READ}", "public.log"),
+        (f"{filled('to_jsonb(OLD)', event='DELETE', on='line')}; {READ}", "public.log"),
+        (f"{filled('to_jsonb(NEW)', event='UPDATE', on='event')}; {READ}", "public.log"),
+        (f"{RULE.replace('INSERT TO', 'UPDATE TO')}; {READ}", "public.log"),
+        (
+            f"{filled(event='UPDATE')}; {BESIDE}; GRANT SELECT ON log TO {{role}}_r",
+            "role {role}_r",
+        ),
         (f"{filled()}; {VIEW.format(where='')}", "public.v"),
         (f"{filled()}; {BESIDE}; GRANT SELECT ON log TO {{role}}_r", "role {role}_r"),
         (f"SET LOCAL track_counts = off; {filled()}; {READ}", "public.log"),
@@ -76,6 +88,9 @@ def test_a_log_that_shows_tenants_rows_is_found(correct: Correct, made: str, whe
         f"{filled()}; GRANT INSERT ON log TO {{role}}",
         f"{filled()}; GRANT SELECT (id, at) ON log TO {{role}}",
         f"{filled('to_jsonb(NEW.id)')}; {READ}",
+        filled(event="UPDATE OR DELETE"),
+        f"{filled('to_jsonb(NEW.id)', event='UPDATE')}; {READ}",
+        f"{filled(event='UPDATE')}; {VIEW.format(where=OWN)}",
         f"{filled()}; {VIEW.format(where=OWN)}",
         "SET LOCAL track_counts = off; GRANT SELECT ON alembic_version TO {role}",
         f"{LOG}; INSERT INTO log (doc) SELECT to_jsonb(i) FROM invoice AS i; {READ}",

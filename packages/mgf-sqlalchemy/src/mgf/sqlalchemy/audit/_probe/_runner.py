@@ -55,7 +55,8 @@ async def probe(
     the role, else by the role, as far as policies let each tenant write its own. Then the role
     reads, writes, moves and removes across tenants, in every way and in both directions, and
     without a tenant; so it does in and through views, in partitions and as each role that it can
-    become, and it looks for those rows in what triggers and rules wrote beside them.
+    become, and it looks for those rows in what triggers and rules wrote beside them, when they were
+    put in and when the role updates and deletes them.
     Nothing is taken for held unless the same statement reached the tenant's own rows, and an
     open table that is made for it was found open; what was not shown is not proven.
 

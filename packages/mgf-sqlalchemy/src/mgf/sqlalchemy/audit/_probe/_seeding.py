@@ -171,7 +171,7 @@ class Seeder:
                 continue
             condition = Condition(f"({formula}) = {cast(tenant, shape.slots[column].type)}", names)
             if self._solve(oid, [condition], dict.fromkeys(names, tenant)):
-                yield oid, *names
+                yield oid, next(iter(names))
 
     def values_like(self, oid: int, tenant: str, *, given: Values | None = None) -> Values:
         """Return values for a new row; of a partitioned table, for a partition that took one."""

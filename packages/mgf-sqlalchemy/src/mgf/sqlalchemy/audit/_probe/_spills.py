@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from mgf.sqlalchemy.audit._probe._changes import changes
 from mgf.sqlalchemy.audit._probe._field import REFUSED
 from mgf.sqlalchemy.audit._probe._outcome import Outcome, leaked, not_proven
-from mgf.sqlalchemy.audit._probe._session import explain, failure
+from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
 from mgf.sqlalchemy.audit._probe._survey import shapes_of
 from mgf.sqlalchemy.audit._sql import literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from mgf.sqlalchemy.audit._probe._changes import Change
     from mgf.sqlalchemy.audit._probe._field import Field
     from mgf.sqlalchemy.audit._probe._ground import Ground
     from mgf.sqlalchemy.audit._probe._shapes import Shape
@@ -41,7 +43,8 @@ _NEW: Final = "age(xmin) <= 0"
 class Spills:
     """Looks for the rows that were put in where nobody put them.
 
-    Tables that the tenant's columns refer to are left out: they list the tenants.
+    Also after rows were updated and deleted, which is done again for each look and undone. Tables
+    that the tenant's columns refer to are left out: they list the tenants.
 
     Args:
         connection: on which the rows were put in.
@@ -51,8 +54,10 @@ class Spills:
     def __init__(self, connection: Connection, field: Field) -> None:
         self._connection = connection
         self._ground = field.seeder.ground
+        self._writer = field.session
+        self._changes = changes(field)
         self._relations = list(_suspects(connection, self._ground))
-        self._tokens = sorted(_tokens(field))
+        self._tokens = sorted(_tokens(field, self._changes))
 
     def read(self, field: Field) -> dict[str, Outcome]:
         """Return what a tenant without rows reads there, by relation, where that is anything."""
@@ -79,7 +84,11 @@ class Spills:
         # Who reads some columns only reads no xmin.
         is_new = _NEW if relation.kind in "rp" and len(shown) == len(shape.slots) else "true"
         tokens = ", ".join(map(literal, self._tokens))
-        with field.session.trial(field.stranger):
+        with field.session.trial(UNTOUCHED):
+            for tenant, sql, _ in self._changes:
+                self._writer.become(tenant)
+                self._writer.run(sql)
+            field.session.become(field.stranger)
             return bool(
                 field.session.scalar(
                     f"SELECT EXISTS (SELECT FROM {relation.sql} WHERE {is_new} AND EXISTS ("  # noqa: S608
@@ -119,8 +128,9 @@ def _above(ground: Ground, oid: int) -> Iterator[int]:
             yield from _above(ground, parent)
 
 
-def _tokens(field: Field) -> Iterable[str]:
+def _tokens(field: Field, changed: Iterable[Change]) -> Iterable[str]:
     """Return values that are one tenant's alone, and that nobody has by chance."""
     one, other = (field.seeder.written(tenant) for tenant in field.tenants)
+    one |= {value for each in changed for value in each.values}
     own = (one ^ other) - field.seeder.written("")
     return {*field.tenants, *(value for value in own if _MADE_UP.fullmatch(value))}
