@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
@@ -28,3 +29,27 @@ def test_a_server_below_the_floor_is_told(correct: Correct) -> None:
 
     is_told = "server-cve-floor" in {one.id for one in correct.audit().findings}
     assert is_told == (int(version) < floors[version[:2]])
+
+
+@pytest.mark.parametrize(
+    ("base", "tenant"),
+    [
+        ("uuid", "NULLIF(current_setting('app.current_tenant', true), '')::uuid"),
+        ("uuid", "NULLIF(current_setting('app.current_tenant', true), '')::whose"),
+        ("text", "NULLIF(current_setting('app.current_tenant', true), '')"),
+        ("varchar(40)", "NULLIF(current_setting('app.current_tenant', true), '')"),
+    ],
+)
+def test_a_tenant_of_a_domain_is_compared_as_what_that_is_made_of(
+    correct: Correct, base: str, tenant: str
+) -> None:
+    correct.change(
+        f"CREATE DOMAIN whose AS {base}; CREATE TABLE own (tenant_id whose NOT NULL)",
+        "CREATE INDEX ON own (tenant_id)",
+        "ALTER TABLE own ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        f"CREATE POLICY p ON own TO {{role}} USING (tenant_id = (SELECT {tenant}))",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON own TO {role}",
+    )
+
+    assert correct.ids() == set()
+    assert correct.probe().ok

@@ -49,12 +49,12 @@ def canonical_predicates(
         recorded: use what PostgreSQL 15 to 18 were seen to print, and make no temporary table.
     """
     shapes = {
-        relation.oid: (column, found.type)
+        relation.oid: (column, found.type, found.base)
         for relation, column in tenants.items()
         if column is not None and (found := relation.column(column)) is not None
     }
     if recorded:
-        names = sorted({column for column, _ in shapes.values()})
+        names = sorted({column for column, _, _ in shapes.values()})
         quoted = {row[0]: row[1] for row in connection.execute(_QUOTED, {"names": names})}
         known = {one: _recorded(quoted[one[0]], one[1], setting) for one in set(shapes.values())}
     else:
@@ -62,13 +62,18 @@ def canonical_predicates(
     return {oid: known[shape] for oid, shape in shapes.items()}
 
 
-def _deparsed(connection: Connection, column: str, kind: str, setting: str) -> frozenset[str]:
+def _deparsed(
+    connection: Connection, column: str, kind: str, base: str | None, setting: str
+) -> frozenset[str]:
     name = "'" + setting.replace("'", "''") + "'"
     plain = f"NULLIF(current_setting({name}, true), '')"
     values = [f"{plain}::{kind}"]
     if is_text(kind):
         # A cast to varchar(n) cuts off, and makes one tenant of two.
         values = [plain] if "(" in kind else [*values, plain]
+    elif base is not None:
+        # A domain is compared as what it is made of.
+        values.append(plain if is_text(base) else f"{plain}::{base}")
     predicates = [
         f"{quote_column(column)} = {one}"
         for value in values

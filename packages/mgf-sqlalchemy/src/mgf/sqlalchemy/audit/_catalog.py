@@ -102,11 +102,13 @@ _RELATIONS = f"""
 # Those that are in keys, or may say whose a row is: of most tables that is a few out of many.
 _COLUMNS = f"""
     SELECT a.attrelid, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) AS type,
+           CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END AS base,
            a.attnotnull, a.attidentity <> '' AS identity,
            pg_get_expr(d.adbin, d.adrelid) AS default
     FROM pg_attribute AS a
     JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_type AS t ON t.oid = a.atttypid
     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
                               AND a.attgenerated = ''
     WHERE {_IS_OURS} AND a.attnum > 0 AND NOT a.attisdropped
@@ -350,7 +352,7 @@ def _relations(
     columns: defaultdict[int, dict[int, Column]] = defaultdict(dict)
     for row in reader.rows(_COLUMNS):
         columns[row.attrelid][row.attnum] = Column(
-            row.attname, row.type, row.attnotnull, row.default, row.identity
+            row.attname, row.type, row.attnotnull, row.default, row.identity, row.base
         )
     privileges = [*_PRIVILEGES, "MAINTAIN"] if version >= 170000 else _PRIVILEGES
     found: dict[int, Relation] = {}

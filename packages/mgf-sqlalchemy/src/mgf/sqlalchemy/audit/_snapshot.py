@@ -19,13 +19,14 @@ Kind = Literal["tenant", "child", "other"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its type as PostgreSQL writes it, and its default as SQL."""
+    """A column: its type as PostgreSQL writes it, that of a domain, and its default as SQL."""
 
     name: str
     type: str
     not_null: bool
     default: str | None
     identity: bool
+    base: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,10 +123,12 @@ def explain(error: DBAPIError) -> str:
     """Return SQLSTATE and message, without values.
 
     Of class 22, data exceptions, the message tells the value, and of class P0 whatever a trigger
-    puts into it; details, which tell whole rows, are left out of all.
+    puts into it, so that is told in its place; details, which tell whole rows, are left out of all.
     """
     code = failure(error)
-    message = "" if code.startswith(("22", "P0")) else _message(error)
+    if code.startswith("P0"):
+        return f"{code}: raised by a trigger or function"
+    message = "" if code.startswith("22") else _message(error)
     return f"{code}: {message}" if message else code
 
 

@@ -89,6 +89,7 @@ _KEYS = text(
                  WHERE k.place <= i.indnkeyatts ORDER BY k.place) AS columns
     FROM pg_index AS i
     WHERE i.indrelid = ANY(CAST(:oids AS oid[])) AND i.indisunique AND i.indimmediate
+      AND NOT i.indisexclusion
       AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
     ORDER BY i.indrelid, i.indisprimary DESC, i.indexrelid
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date, timedelta
 from secrets import randbelow, token_hex
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -76,8 +77,10 @@ def invent(slot: Slot) -> str | None:
         return next(iter(slot.labels), None)
     if slot.category == "A":
         return "{}"
-    if slot.kind in "rm":
-        return "empty" if slot.kind == "r" else "{}"
+    if slot.kind == "r":
+        return _range(slot)
+    if slot.kind == "m":
+        return "{}"
     sized = _sized(slot)
     return _FIXED.get(slot.base) if sized is None else sized
 
@@ -105,6 +108,17 @@ def _text(slot: Slot) -> str:
 def _number(digits: int) -> str:
     low = 10 ** (digits - 1)
     return str(low + randbelow(8 * low))
+
+
+def _range(slot: Slot) -> str:
+    """Return a range that meets no other and is not empty, which keys may refuse."""
+    if slot.base in ("int4range", "int8range", "numrange"):
+        low = int(_number(6))
+        return f"[{low},{low + 1})"
+    if slot.base in ("daterange", "tsrange", "tstzrange"):
+        low_day = date(2001, 1, 1) + timedelta(days=randbelow(1_000_000))
+        return f"[{low_day},{low_day + timedelta(days=1)})"
+    return "empty"
 
 
 def _sized(slot: Slot) -> str | None:
