@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic import op
-from sqlalchemy import URL, Dialect, Engine, NullPool, event
+from sqlalchemy import URL, Dialect, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from harness.migrations import ACCOUNT, PROBE, Project, open_connections, rows, text_of
@@ -226,3 +226,35 @@ def test_an_autocommit_block_commits(project: Project, database: URL, driver: st
     assert rows(
         database, "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_account')"
     ) == [True]
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+@every_driver
+def test_what_follows_a_commit_of_a_migration_is_not_lost(
+    project: Project, database: URL, driver: str, one_by_one: bool
+) -> None:
+    project.add(ACCOUNT)
+    project.add('op.get_bind().commit()\nop.create_table("late", sa.Column("id", sa.Integer))')
+
+    project.upgrade(database.set(drivername=driver), transaction_per_migration=one_by_one)
+
+    assert rows(database, "SELECT version_num FROM alembic_version") == ["r2"]
+    assert rows(database, "SELECT to_regclass('late')::text") == ["late"]
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_commit_of_a_migration_on_a_connection_that_is_handed_over(
+    project: Project, database: URL, is_open: bool
+) -> None:
+    """What follows is committed as everything is: by who began."""
+    project.add('op.get_bind().commit()\nop.create_table("late", sa.Column("id", sa.Integer))')
+    engine = create_engine(database.set(drivername="postgresql+psycopg2"), poolclass=NullPool)
+
+    with engine.connect() as connection:
+        if is_open:
+            connection.begin()
+        project.upgrade(None, connection=connection)
+        assert connection.in_transaction() is is_open
+
+    late = None if is_open else "late"
+    assert rows(database, "SELECT to_regclass('late')::text") == [late]

@@ -39,6 +39,7 @@ op.execute('''DO $$ BEGIN
 END $$''')
 """
 TRIES = "SELECT last_value FROM tries"
+COMMITS = ["op.get_bind().commit()", 'op.execute("COMMIT")']
 
 
 @pytest.fixture(params=DRIVERS)
@@ -277,16 +278,29 @@ class TestNoRetry:
 
         assert rows(database, TRIES) == [1]
 
+    @pytest.mark.parametrize("one_by_one", [True, False])
+    @pytest.mark.parametrize("commit", COMMITS)
     def test_a_step_that_committed_by_itself(
-        self, project: Project, database: URL, url: URL
+        self, project: Project, database: URL, url: URL, commit: str, one_by_one: bool
     ) -> None:
-        commit = "op.get_bind().commit()"
+        project.add("pass")
         project.add(f"{ACCOUNT}\n{commit}\n{FAIL.format(tries=2, code='55P03')}")
 
         with pytest.raises(DBAPIError, match="as asked"):
-            project.upgrade(url)
+            project.upgrade(url, transaction_per_migration=one_by_one)
 
         assert rows(database, TRIES) == [1]
+        assert rows(database, VERSION) == ["r1"]
+
+    def test_but_one_that_committed_what_was_before_it(
+        self, project: Project, database: URL, url: URL
+    ) -> None:
+        project.add(ACCOUNT)
+        project.add(f"op.get_bind().commit()\n{FAIL.format(tries=2, code='55P03')}")
+
+        project.upgrade(url, transaction_per_migration=False)
+
+        assert rows(database, VERSION) == ["r2"]
 
     def test_but_a_step_behind_one_that_had_one(
         self, project: Project, database: URL, url: URL

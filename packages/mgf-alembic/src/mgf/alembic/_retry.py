@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -22,6 +23,9 @@ _RETRIED = ("55P03", "40P01")
 # Seconds: the first pause, and the longest. Ten of them are 2 to 3 minutes.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
+
+# What commits as a statement, of which SQLAlchemy knows nothing.
+_COMMITS = re.compile(r"(?:^|;)\s*commit\b|^\s*end\b", re.IGNORECASE)
 
 
 def backoff(retries: int) -> Iterator[float]:
@@ -52,6 +56,7 @@ class Transactions:
             self._limit = f"SET LOCAL lock_timeout = {math.ceil(lock_timeout * 1000)}"
         connection.rollback()
         event.listen(connection, "begin", self._begin)
+        event.listen(connection, "before_cursor_execute", self._execute)
         event.listen(connection, "commit", self._commit)
 
     def end_step(self, **_: Any) -> None:
@@ -68,6 +73,11 @@ class Transactions:
             self._step_is_whole = False
         elif self._limit is not None:
             connection.exec_driver_sql(self._limit)
+
+    def _execute(self, _connection: Connection, _cursor: object, sql: str, *_: Any) -> None:
+        self._between_steps = False  # in one transaction the next step begins without another
+        if _COMMITS.search(sql):
+            self._step_is_whole = False
 
     def _commit(self, _connection: Connection) -> None:
         if not self._between_steps:  # a migration commits by itself

@@ -53,12 +53,17 @@ def run(dialect: str, options: Mapping[str, Any], progress: Progress | None = No
         with context.begin_transaction():
             context.run_migrations()
         return
+    connection = settings["connection"]
+    is_ours = not connection.in_transaction()
     context.configure(**_with_callbacks(settings, progress.end_step))
     migrations = context.get_context()
     steps = _steps_from(() if migrations.purge else migrations.get_current_heads())
-    watched = warn_when_silent(settings["connection"])
-    with watched, progress.over(steps), context.begin_transaction():
+    with warn_when_silent(connection), progress.over(steps), context.begin_transaction():
         context.run_migrations()
+    if is_ours:
+        # Where a migration committed by itself, what followed is in a transaction that Alembic
+        # knows nothing of.
+        connection.commit()
 
 
 def run_on(connection: Connection, options: Mapping[str, Any]) -> None:
