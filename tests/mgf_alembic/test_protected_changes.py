@@ -18,6 +18,7 @@ from mgf.sqlalchemy.rls import (
     UnprotectedViewWarning,
     child_table,
     compare_protection,
+    ensure_app_role,
     expected_protection,
     invoker_view,
     protect_metadata,
@@ -453,3 +454,41 @@ def test_a_partitioned_table_leaves_the_models_with_its_partitions(
     assert empty.ask("SELECT pg_get_partkeydef('event'::regclass)") == "RANGE (at)"
     project.run(command.upgrade, "head", database_url=empty.url)
     project.check(empty.url, events(are_there=False))
+
+
+def test_a_column_that_was_granted_by_hand_leaves_its_table(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, with_body(Column("body", sa.Text)))
+    empty.run("GRANT UPDATE (body) ON note TO PUBLIC")
+
+    project.autogenerate(empty.url, with_body())
+
+    project.check(empty.url, with_body())
+    project.run(command.downgrade, "-1", database_url=empty.url)
+    assert empty.ask("SELECT attacl::text FROM pg_attribute WHERE attname = 'body'") == (
+        f"{{=w/{empty.url.username}}}"
+    )
+
+
+def with_body(*more: Column[Any]) -> MetaData:
+    metadata = MetaData()
+    tenant_table()(Table("note", metadata, key(), tenant_id(), *more))
+    protect_metadata(metadata, role="app")
+    return metadata
+
+
+def test_a_table_that_leaves_the_models_comes_back_with_what_its_columns_gave(
+    project: Project, empty: Database
+) -> None:
+    both = with_body()
+    tenant_table()(Table("more", both, key(), tenant_id()))
+    project.autogenerate(empty.url, both)
+    ensure_app_role(empty.owner, "mgf_reader", login=False)
+    empty.run("GRANT UPDATE (id) ON more TO PUBLIC")
+
+    project.autogenerate(empty.url, with_body())
+    project.run(command.downgrade, "-1", database_url=empty.url)
+
+    assert empty.ask("SELECT has_column_privilege('mgf_reader', 'more', 'id', 'UPDATE')")
+    assert not empty.ask("SELECT has_table_privilege('mgf_reader', 'more', 'UPDATE')")

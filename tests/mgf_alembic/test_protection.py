@@ -48,6 +48,10 @@ CATALOG = {
         SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
         AND tablename NOT LIKE 'alembic%' ORDER BY 1
     """,
+    "privileges on columns": """
+        SELECT attrelid::regclass::text, attname, attacl::text FROM pg_attribute
+        WHERE attacl IS NOT NULL AND attrelid >= 16384 ORDER BY 1, 2
+    """,
     "schema": "SELECT nspacl::text FROM pg_namespace WHERE nspname = 'public'",
     "defaults": "SELECT * FROM pg_default_acl",
 }
@@ -131,6 +135,13 @@ def test_a_downgrade_to_base_leaves_nothing_behind(project: Project, empty: Data
     assert catalog(empty) == before
 
 
+def privileges(found: dict[str, Any]) -> dict[str, set[str]]:
+    """Return each relation's privileges, whatever their order."""
+    return {
+        row.relname: set((row.relacl or "").strip("{}").split(",")) for row in found["relations"]
+    }
+
+
 DRIFT = {
     "missing policy": "DROP POLICY tenant_floor ON line",
     "missing isolation": 'DROP POLICY tenant_isolation ON "Invoice"',
@@ -157,6 +168,17 @@ DRIFT = {
     "grant option": "GRANT SELECT ON line TO app WITH GRANT OPTION",
     "grant option on a sequence": "GRANT USAGE ON SEQUENCE line_id_seq TO app WITH GRANT OPTION",
     "extra grant on a column": "GRANT SELECT (id) ON line TO PUBLIC",
+    "extra grant on columns of a shared table": "GRANT UPDATE (code) ON country TO app",
+    "extra grant on a column of a view": "GRANT UPDATE (note) ON note TO app",
+    "grants on columns instead of the table": """
+        REVOKE SELECT, INSERT ON line FROM app;
+        GRANT SELECT (id, invoice_id), INSERT (id) ON line TO app
+    """,
+    "grant option on a column": "GRANT SELECT (id) ON line TO app WITH GRANT OPTION",
+    "grants on a table and on its column": """
+        GRANT INSERT ON country TO app;
+        GRANT INSERT (code), UPDATE (code) ON country TO app
+    """,
     "missing index": 'DROP INDEX "ix_Invoice_tenant_id"',
     "missing grant": "REVOKE INSERT ON line FROM app",
     "missing grant on a sequence": "REVOKE USAGE ON SEQUENCE line_id_seq FROM app",
@@ -193,7 +215,10 @@ def test_drift_is_found_repaired_and_brought_back(
     assert protection(empty) == faithful
     assert catalog(empty)["columns"] == columns
     project.run(command.downgrade, "-1", database_url=empty.url)
-    assert set(map(str, catalog(empty)["policies"])) == set(map(str, drifted["policies"]))
+    after = catalog(empty)
+    assert set(map(str, after["policies"])) == set(map(str, drifted["policies"]))
+    assert after["privileges on columns"] == drifted["privileges on columns"]
+    assert privileges(after) == privileges(drifted)
 
 
 @pytest.mark.parametrize("drift", ["missing policy", "missing isolation", "missing view"])

@@ -369,6 +369,13 @@ class TestPolicies:
         with pytest.raises(AppConfigError, match=r"a grant to 'reader' is for table"):
             protect_metadata(metadata, role="app", grants=[Grant("SELECT", "x", to="reader")])
 
+    def test_a_grant_on_columns_is_refused(self, metadata: MetaData, invoice: Table) -> None:
+        """PostgreSQL takes it back with what was granted on the table too much."""
+        grant = Grant("SELECT", invoice, to="reader", columns=["id"])
+
+        with pytest.raises(AppConfigError, match=r"for columns \('id',\).*invoker_view"):
+            protect_metadata(metadata, role="app", grants=[grant])
+
 
 class TestChildTables:
     def test_one_finds_its_parent_by_its_foreign_key(

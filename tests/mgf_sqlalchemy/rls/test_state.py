@@ -120,6 +120,18 @@ def test_an_unknown_privilege_is_refused() -> None:
         Grant("read", "invoice", to="app")
 
 
+@pytest.mark.parametrize("options", [{"kind": "SCHEMA"}, {"column": "id"}])
+def test_columns_of_what_is_no_table_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(AppConfigError, match=r"is about a S\w+, which has no columns"):
+        Grant("USAGE", "invoice", to="app", columns="id", **options)
+
+
+@pytest.mark.parametrize("name", [" ", "a\0b", "é" * 32])
+def test_a_column_needs_a_name_that_postgresql_keeps(name: str) -> None:
+    with pytest.raises(AppConfigError, match="a column's name is"):
+        Grant("SELECT", "invoice", to="app", columns=name)
+
+
 def test_something_that_is_no_table_is_refused() -> None:
     with pytest.raises(AppConfigError, match="no Table, and no mapped class"):
         Policy("own", dict)

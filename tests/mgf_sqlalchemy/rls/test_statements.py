@@ -73,6 +73,18 @@ ROW_SECURITY = "ROW LEVEL SECURITY"
             "REVOKE GRANT OPTION FOR SELECT ON TABLE invoice FROM app",
         ),
         (
+            GrantPrivileges(Grant(["UPDATE", "SELECT"], "invoice", to="app", columns=["id", "%B"])),
+            'GRANT SELECT (id, "%B"), UPDATE (id, "%B") ON TABLE invoice TO app',
+        ),
+        (
+            RevokePrivileges(Grant("SELECT", "invoice", to="app", columns="id", grantable=True)),
+            "REVOKE GRANT OPTION FOR SELECT (id) ON TABLE invoice FROM app",
+        ),
+        (
+            RevokePrivileges(Grant("SELECT", "invoice", to="app", columns="id").whole),
+            "REVOKE ALL ON TABLE invoice FROM app",
+        ),
+        (
             GrantPrivileges(Grant("USAGE", "invoice", to="app", column="id", grantable=True)),
             """DO $$ BEGIN EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I WITH GRANT OPTION', \
 pg_get_serial_sequence('invoice', 'id'), 'app'); END $$""",

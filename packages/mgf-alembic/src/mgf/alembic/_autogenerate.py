@@ -158,6 +158,10 @@ class Comparison:
                 continue
             if one.aspect == "policy" and one.expected is None:
                 before.append(DropPolicyOp(one.there))
+            elif one.aspect == "grant" and one.expected is None:
+                if one.table not in self._views.changed:
+                    # Before a column falls that it is on.
+                    before.append(RevokePrivilegesOp(one.there))
             elif one.aspect == "index":
                 after += self._index(one, kept)
             elif one.table not in self._views.changed:
@@ -221,10 +225,8 @@ class Comparison:
             yield AlterPolicyOp(one.expected, existing=one.there)
         elif one.aspect == "row security" and one.table is not None:
             yield _row_security(one.table, one.expected, one.there)
-        elif one.aspect == "grant" and one.expected is not None:
-            yield GrantPrivilegesOp(one.expected)
         elif one.aspect == "grant":
-            yield RevokePrivilegesOp(one.there)
+            yield GrantPrivilegesOp(one.expected)
         elif one.aspect == "view" and one.there is not None:
             yield secure_view(one.there)
         elif one.aspect == "owner":

@@ -71,8 +71,10 @@ class ViewComparison:
             expected, there = self._expected.get(key), self._there.get(key)
             if expected is not None and (there is None or key in self.changed):
                 roles = {one.to for one in expected.grants}
+                shown = {one.name for one in select.selected_columns}
                 others = () if there is None else there.grants
-                grants = (*expected.grants, *(one for one in others if one.to not in roles))
+                kept = (one for one in others if one.to not in roles and shown >= {*one.columns})
+                grants = (*expected.grants, *kept)
                 schema, name = key
                 yield CreateInvokerViewOp(name, _write(select), schema=schema, grants=grants)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import Operations
@@ -76,8 +75,8 @@ class CreateInvokerViewOp(_ViewOp):
         select = text(_PARAMETER.sub(r"\\:", self.select)).columns()
         yield rls.CreateInvokerView(self.view_name, select, schema=self.schema)
         nobody = rls.Grant((), self.view_name, schema=self.schema, to="PUBLIC")
-        for grant in (nobody, *self.grants):
-            yield rls.RevokePrivileges(replace(grant, privileges=("ALL",)))
+        for whole in dict.fromkeys(grant.whole for grant in (nobody, *self.grants)):
+            yield rls.RevokePrivileges(whole)
         for grant in self.grants:
             if grant.privileges:
                 yield rls.GrantPrivileges(grant)

@@ -65,18 +65,18 @@ _POLICIES = _query(
     ORDER BY n.nspname, c.relname, o.polname
     """
 )
-# A sequence that belongs to a column counts as part of the column's table. What is granted on some
-# columns counts as granted on the table: REVOKE on the table takes it back as well. What may be
-# granted on is told a second time, as that.
+# A sequence that belongs to a column counts as part of the column's table. What may be granted on
+# is told a second time, as that.
 _GRANTS = _query(
     """
-    SELECT n.nspname, c.relname, s.is_sequence, a.attname,
+    SELECT n.nspname, c.relname, s.is_sequence, a.attname, given.on_column,
            CASE one.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(one.grantee) END AS role,
            option.grantable, array_agg(DISTINCT one.privilege_type::text) AS privileges
     FROM pg_class AS o
     CROSS JOIN LATERAL (
-        SELECT o.relacl AS acl
-        UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = o.oid AND NOT attisdropped
+        SELECT o.relacl AS acl, CAST(NULL AS name) AS on_column
+        UNION ALL
+        SELECT attacl, attname FROM pg_attribute WHERE attrelid = o.oid AND NOT attisdropped
     ) AS given
     CROSS JOIN aclexplode(given.acl) AS one
     JOIN (VALUES (false), (true)) AS option (grantable) ON one.is_grantable OR NOT grantable
@@ -89,8 +89,10 @@ _GRANTS = _query(
     LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
     WHERE n.nspname IN :schemas AND one.grantee <> o.relowner
       AND o.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
-    GROUP BY n.nspname, c.relname, s.is_sequence, a.attname, role, option.grantable
-    ORDER BY s.is_sequence, n.nspname, c.relname, a.attname, role, option.grantable
+    GROUP BY n.nspname, c.relname, s.is_sequence, a.attname, given.on_column, role,
+             option.grantable
+    ORDER BY s.is_sequence, n.nspname, c.relname, a.attname, given.on_column, role,
+             option.grantable
     """
 )
 _SCHEMA_GRANTS = _query(
@@ -230,6 +232,7 @@ class Reader:
             to=row.role,
             kind="SEQUENCE" if row.is_sequence else "TABLE",
             column=row.attname,
+            columns=() if row.on_column is None else row.on_column,
             grantable=row.grantable,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ExecutableDDLElement
@@ -110,9 +109,8 @@ def protect_table(protection: TableProtection) -> Iterator[ExecutableDDLElement]
 def grant_only(grants: Iterable[Grant]) -> Iterator[ExecutableDDLElement]:
     """Yield the statements that leave each role no more on a relation than what is granted."""
     given = list(grants)
-    for grant in given:
-        if grant.kind == "TABLE":
-            yield RevokePrivileges(replace(grant, privileges=("ALL",)))
+    for whole in dict.fromkeys(grant.whole for grant in given if grant.kind == "TABLE"):
+        yield RevokePrivileges(whole)
     for grant in given:
         if grant.privileges:
             yield GrantPrivileges(grant)
@@ -168,7 +166,9 @@ def _revoke(element: RevokePrivileges, compiler: DDLCompiler, **_options: Any) -
 def _change_privileges(verb: str, grant: Grant, to: str, compiler: DDLCompiler) -> str:
     before = " GRANT OPTION FOR" if grant.grantable and verb == "REVOKE" else ""
     after = " WITH GRANT OPTION" if grant.grantable and verb == "GRANT" else ""
-    privileges = f"{verb}{before} {', '.join(grant.privileges)} ON {grant.kind}"
+    columns = ", ".join(map(compiler.preparer.quote, grant.columns))
+    what = ", ".join(f"{one} ({columns})" if columns else one for one in grant.privileges)
+    privileges = f"{verb}{before} {what} ON {grant.kind}"
     if grant.column is not None:
         return _verbatim(_on_own_sequence(privileges, grant, to, after), compiler)
     name = quoted_relation(grant.on, grant.schema, compiler)

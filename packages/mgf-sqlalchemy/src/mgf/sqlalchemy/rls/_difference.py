@@ -49,11 +49,12 @@ class Difference:
 def compare_protection(expected: Protection, there: Protection) -> Iterator[Difference]:
     """Yield every difference between what is expected and what is there.
 
-    Grants on a table count for the roles that it is expected to grant something, for PUBLIC, and
-    for former roles: those that an expected policy is there for instead, and that nothing is
-    expected for. What others were granted is their business. On schemas only missing ones count,
-    on loose sequences those of former roles too, and tables that are not expected do not. Columns
-    are not compared, nor is what a view shows; membership in the owner's role is not seen either.
+    Grants on a table and its columns count for the roles that it is expected to grant something,
+    for PUBLIC, and for former roles: those that an expected policy is there for instead, and that
+    nothing is expected for. What others were granted is their business. On schemas only missing
+    ones count, on loose sequences those of former roles too, and tables that are not expected do
+    not. Columns are not compared, nor is what a view shows; membership in the owner's role is not
+    seen either.
 
     Args:
         expected: as `expected_protection` gives it.

@@ -224,6 +224,12 @@ class Plan:
     def _check_target(self, thing: Rule | Grant) -> None:
         if isinstance(thing, Grant):
             target, what = (thing.schema, thing.on), f"a grant to {thing.to!r}"
+            if thing.columns:
+                raise AppConfigError(
+                    f"{what} is for columns {thing.columns!r} of {target!r}, but what is declared "
+                    "is granted on whole tables; grant it on an invoker_view() that shows these "
+                    "columns, or in a migration to a role that is declared nothing on the table"
+                )
             if not _is_about_table(thing):
                 return
         else:

@@ -6,7 +6,7 @@ are, never quoted; predicates are SQL.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mgf.common.exceptions import AppConfigError
@@ -142,11 +142,14 @@ class Grant(_Readable):
         kind: what the object is: TABLE (views included), SEQUENCE, SCHEMA or DATABASE.
         column: the object is the sequence behind this column of the table `on`, whatever
             PostgreSQL called it. Makes `kind` a SEQUENCE.
+        columns: name or names of the columns of the table that the privileges are on; ``()``
+            is the table as a whole.
         grantable: not the privileges, but that the role may give them to others: WITH GRANT
             OPTION. A GRANT of it gives the privileges too, a REVOKE leaves them.
 
     Raises:
-        AppConfigError: a privilege that does not exist, or a name that is blank or too long.
+        AppConfigError: a privilege that does not exist, a name that is blank or too long, or
+            columns of what is no table.
     """
 
     privileges: tuple[str, ...]
@@ -155,6 +158,7 @@ class Grant(_Readable):
     to: str = field(kw_only=True)
     kind: GrantKind = field(default="TABLE", kw_only=True)
     column: str | None = field(default=None, kw_only=True)
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
     grantable: bool = field(default=False, kw_only=True)
 
     def __init__(
@@ -166,9 +170,11 @@ class Grant(_Readable):
         schema: str | None = None,
         kind: GrantKind = "TABLE",
         column: str | None = None,
+        columns: str | Iterable[str] = (),
         grantable: bool = False,
     ) -> None:
         on_schema, name = relation_name(on, schema)
+        given = (columns,) if isinstance(columns, str) else tuple(columns)
         values: dict[str, Any] = {
             "privileges": _read_privileges(privileges),
             "on": name,
@@ -176,10 +182,21 @@ class Grant(_Readable):
             "to": read_roles(to)[0],
             "kind": kind if column is None else "SEQUENCE",
             "column": column,
+            "columns": tuple(check_name("a column's name", one) for one in given),
             "grantable": grantable,
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+        if self.columns and self.kind != "TABLE":
+            raise AppConfigError(
+                f"a grant on {name!r} is about a {self.kind}, which has no columns; leave "
+                f"columns={given!r} out"
+            )
+
+    @property
+    def whole(self) -> Grant:
+        """All privileges of the role on the object, those on its columns among them."""
+        return replace(self, privileges=("ALL",), columns=(), grantable=False)
 
 
 class _Sorted(_Readable):
@@ -289,6 +306,7 @@ _ORDER: dict[str, Callable[[Any], Any]] = {
         _KINDS.index(grant.kind),
         *_place(grant),
         grant.column or "",
+        grant.columns,
         grant.to,
         grant.grantable,
     ),
