@@ -334,7 +334,9 @@ def test_a_new_tables_protection_is_in_the_script_of_an_offline_run(
     project.check(empty.url, invoices())
 
 
-@pytest.mark.parametrize("name", ['We"ird %s %(x)s :y\\', "select", "n" * 63, "ä 表; --{y}"])
+@pytest.mark.parametrize(
+    "name", ['We"ird %s %(x)s :y\\', "select", "n" * 63, "é" * 31, "ä 表; --{y}"]
+)
 async def test_any_name_survives_the_script_and_the_offline_run(
     project: Project, empty: Database, name: str
 ) -> None:
@@ -492,3 +494,20 @@ def test_a_table_that_leaves_the_models_comes_back_with_what_its_columns_gave(
 
     assert empty.ask("SELECT has_column_privilege('mgf_reader', 'more', 'id', 'UPDATE')")
     assert not empty.ask("SELECT has_table_privilege('mgf_reader', 'more', 'UPDATE')")
+
+
+@pytest.mark.parametrize("convention", [{}, {"ix": "ix_%(table_name)s_%(column_0_name)s"}])
+def test_indexes_of_tables_with_long_names_keep_apart(
+    project: Project, empty: Database, convention: dict[str, str]
+) -> None:
+    """SQLAlchemy counts characters and PostgreSQL bytes, which cuts what is longer."""
+    metadata = MetaData(naming_convention=convention)
+    for end in "ab":
+        tenant_table()(Table("é" * 31 + end, metadata, key(), tenant_id()))
+    protect_metadata(metadata, role="app")
+
+    project.autogenerate(empty.url, metadata)
+
+    project.check(empty.url, metadata)
+    names = "SELECT count(*) FROM pg_class WHERE relname LIKE 'ix_éé%' AND relkind = 'i'"
+    assert empty.ask(names) == 2

@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Index, MetaData, Sequence, Table, UniqueConstraint
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.schema import CreateColumn, conv
 from sqlalchemy.sql.functions import next_value
 
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._declaration import find_column
+from mgf.sqlalchemy.rls._names import shorten_to_bytes
 from mgf.sqlalchemy.rls._predicates import POSTGRESQL
 
 if TYPE_CHECKING:
@@ -54,12 +55,16 @@ def ensure_led_index(table: Table, column: Column[Any]) -> None:
         return
     convention = table.metadata.naming_convention
     if "ix" in convention or Index in convention:
-        Index(None, column)
-        return
-    # SQLAlchemy's own name for it, which is cut where it is too long.
-    led: Column[Any] = Column(column.name, index=True)
-    copy = Table(table.name, MetaData(), led)
-    Index(next(iter(copy.indexes)).name, column)
+        index = Index(None, column)
+    else:
+        # SQLAlchemy's own name for it.
+        led: Column[Any] = Column(column.name, index=True)
+        copy = Table(table.name, MetaData(), led)
+        index = Index(next(iter(copy.indexes)).name, column)
+    name = str(index.name)
+    if not name.isascii():
+        # SQLAlchemy cuts what is too long as well, but counts characters.
+        index.name = conv(shorten_to_bytes(name))
 
 
 def _leading_columns(table: Table) -> Iterator[object]:

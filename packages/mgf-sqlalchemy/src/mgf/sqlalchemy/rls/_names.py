@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy import Table
@@ -53,6 +54,15 @@ def check_name(what: str, name: str) -> str:
             "may be another's; give it a shorter one"
         )
     return name
+
+
+def shorten_to_bytes(name: str) -> str:
+    """Return a name that was too long so that PostgreSQL keeps it, and apart from others."""
+    encoded = name.encode()
+    if len(encoded) <= _MAX_BYTES:
+        return name
+    digest = hashlib.blake2b(encoded, digest_size=2).hexdigest()
+    return f"{encoded[: _MAX_BYTES - 5].decode(errors='ignore')}_{digest}"
 
 
 def read_roles(roles: str | Iterable[str]) -> tuple[str, ...]:
