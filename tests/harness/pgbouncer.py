@@ -28,8 +28,13 @@ SERVER_CONNECTIONS = 2
 
 
 @asynccontextmanager
-async def pgbouncer(target: URL, folder: Path) -> AsyncGenerator[URL]:
-    """Serve a database through few server connections; yields the URL to use instead."""
+async def pgbouncer(
+    target: URL, folder: Path, *, connections: int = SERVER_CONNECTIONS, patience: int = 120
+) -> AsyncGenerator[URL]:
+    """Serve a database through few server connections; yields the URL to use instead.
+
+    A client that waits for one longer than so many seconds is thrown out.
+    """
     assert PROGRAM is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -45,7 +50,8 @@ user={target.username} password={target.password}
         unix_socket_dir =
         auth_type = any
         pool_mode = transaction
-        default_pool_size = {SERVER_CONNECTIONS}
+        default_pool_size = {connections}
+        query_wait_timeout = {patience}
         max_client_conn = 200
         """
     )

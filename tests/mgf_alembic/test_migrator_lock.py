@@ -161,6 +161,32 @@ class TestSeveralProcesses:
         assert rows(database, "SELECT last_value FROM runs") == [1]
         assert rows(database, VALID) == [True]
 
+    @pytest.mark.skipif(PROGRAM is None, reason="needs the program pgbouncer")
+    async def test_a_pooler_with_a_single_connection_is_named(
+        self,
+        project: Project,
+        database: URL,
+        url: URL,
+        tmp_path_factory: pytest.TempPathFactory,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("mgf.alembic._lock._REMIND", 0.1)
+        project.add(ACCOUNT)
+
+        folder = tmp_path_factory.mktemp("pooler")
+        async with pgbouncer(database, folder, connections=1, patience=5) as pooler:
+            query = pooler.query if "asyncpg" in url.drivername else {}
+            pooled = url.set(port=pooler.port, database=pooler.database, query=query)
+            with pytest.raises(
+                MigrationLockError, match=r"got no connection beside .* two at once"
+            ):
+                project.upgrade(pooled)
+            assert "waits for a connection beside" in caplog.text
+            project.upgrade(pooled, migrator_timeout=None)
+
+        assert rows(database, VERSION) == ["r1"]
+
     def test_the_log_says_who_migrates(self, project: Project, database: URL) -> None:
         project.write("migrations/env.py", LOGGED)
         project.add(SLEEP)

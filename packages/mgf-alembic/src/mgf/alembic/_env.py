@@ -91,8 +91,9 @@ def configure_env(
     Raises:
         AppConfigError: called outside Alembic, no URL or one that cannot work, a connection that
             is no `sqlalchemy.Connection`, or an option that the URL settles.
-        MigrationLockError: another process still migrated after ``migrator_timeout``, or the
-            connection that holds the lock was lost; the step that ran is then rolled back.
+        MigrationLockError: another process still migrated after ``migrator_timeout``, a pooler
+            gave no connection beside the one that holds the lock, or that one was lost; the step
+            that ran is then rolled back.
     """
     limits = Limits(migrator_timeout, lock_timeout, lock_retries)
     offline = _is_offline()

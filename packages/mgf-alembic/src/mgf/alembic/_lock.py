@@ -12,6 +12,7 @@ import hashlib
 import logging
 import random
 import socket
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,12 @@ logger = logging.getLogger("mgf.alembic")
 # Seconds. Between them many waiters spread out, and one more statement a second harms nobody.
 _POLL = (0.1, 0.5)
 _REMIND = 10.0
+
+_TWO_AT_ONCE = (
+    "beside the one that holds the lock against other migrators, and needs two at once; migrate "
+    "over a direct connection, let the pooler have more server connections, or turn the lock off "
+    "(migrator_timeout=None) where nobody else migrates"
+)
 
 # Lets the connection rest: servers may end idle sessions, networks forget them (keepalives every
 # minute, of which a socket knows none), and whoever waits reads the name.
@@ -154,3 +161,27 @@ def hold_lock(
     yield lock
     # After an error the end of the connection does it, of which the server needs no answer.
     lock.release()
+
+
+@contextmanager
+def second_connection(connection: Connection) -> Generator[Connection]:
+    """Connect once more, beside the connection that holds the lock.
+
+    Raises:
+        MigrationLockError: a pooler let it wait for a server connection, and then hung up.
+    """
+    message = f"the migration waits for a connection {_TWO_AT_ONCE}"
+    reminder = threading.Timer(_REMIND, logger.warning, [message])
+    reminder.daemon = True
+    with connection.engine.connect() as other:
+        try:
+            reminder.start()
+            other.exec_driver_sql("SELECT 1")
+            other.rollback()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise MigrationLockError(f"the migration got no connection {_TWO_AT_ONCE}") from error
+        finally:
+            reminder.cancel()
+        yield other

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alembic import context
 from alembic.util import CommandError
 
-from mgf.alembic._lock import hold_lock
+from mgf.alembic._lock import hold_lock, second_connection
 from mgf.alembic._progress import Progress
 from mgf.alembic._retry import Transactions, backoff
 from mgf.alembic._silent import warn_when_silent
@@ -87,7 +87,7 @@ def run_alone(connection: Connection, options: Mapping[str, Any], limits: Limits
         name = ".".join(filter(None, (schema, table or "alembic_version")))
         with (
             hold_lock(connection, name, limits.migrator_timeout) as lock,
-            connection.engine.connect() as other,
+            second_connection(connection) as other,
         ):
             _run_with_retries(other, _with_callbacks(options, lock.verify), limits)
 

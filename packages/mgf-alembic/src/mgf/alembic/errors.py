@@ -17,4 +17,7 @@ __all__ = ["MigrationLockError"]
 
 
 class MigrationLockError(OperationError):
-    """The lock that keeps migrators apart was not free in time, or got lost meanwhile."""
+    """The lock that keeps migrators apart was not free in time, or got lost meanwhile.
+
+    Or it took the only connection that a pooler gives.
+    """
