@@ -258,7 +258,7 @@ class Comparison:
             raise AppConfigError(
                 f"table {key!r} (schema, name) has no valid index led by {column!r}, though "
                 "everything declared is there; REINDEX what CREATE INDEX CONCURRENTLY left "
-                "invalid, or declare an Index in the models"
+                "invalid, declare an Index in the models, or let include_object pass it"
             )
 
     def _written_policy(self, policy: rls.Policy) -> rls.Policy:
