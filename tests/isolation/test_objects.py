@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import inspect, select
+from sqlalchemy import event, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
-from sqlalchemy.orm.exc import DetachedInstanceError
+from sqlalchemy.orm.exc import DetachedInstanceError, FlushError
 
 from harness.tenants import (
     Country,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.orm import Session
 
     from harness.tenants import World
 
@@ -98,6 +99,58 @@ async def test_work_pending_at_entry_is_written_for_the_outer_tenant(
         await session.commit()
     assert await world.notes(world.a) == ["a1", "a2", "new"]
     assert await world.notes(world.b) == ["b1", "b2"]
+
+
+@pytest.mark.parametrize("hook", ["after_flush", "after_flush_postexec"])
+async def test_work_that_a_flush_brings_about_is_written_for_the_tenant_of_that_flush(
+    session: AsyncSession, world: World, hook: str
+) -> None:
+    """As a trail of changes that a listener keeps."""
+    left = ["trail"]
+
+    def note(sync_session: Session, _context: object) -> None:
+        if left:
+            sync_session.add(Invoice(note=left.pop()))
+
+    event.listen(session.sync_session, hook, note)
+    async with tenant_session(session, world.a):
+        session.add(Invoice(note="new"))
+        async with tenant_session(session, world.b):
+            assert await visible(session) == ["b1", "b2"]
+        assert await visible(session) == ["a1", "a2", "new", "trail"]
+        left.append("more")
+        session.add(Invoice(note="newer"))
+    await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2", "more", "new", "newer", "trail"]
+    assert await world.notes(world.b) == ["b1", "b2"]
+
+
+async def test_work_that_a_flush_under_no_tenant_brings_about_is_not_given_to_one(
+    session: AsyncSession, world: World
+) -> None:
+    event.listen(
+        session.sync_session,
+        "after_flush",
+        lambda sync_session, _: sync_session.add(Invoice(note="whose?")),
+        once=True,
+    )
+    session.add(Country(code=uuid4().hex, name="shared"))
+    with pytest.raises(DBAPIError):
+        async with tenant_session(session, world.a):
+            await session.commit()
+    assert await world.notes(world.a) == ["a1", "a2"]
+
+
+async def test_work_that_never_ends_is_an_error(session: AsyncSession, world: World) -> None:
+    def note(sync_session: Session, _context: object) -> None:
+        sync_session.add(Invoice(note="more"))
+
+    event.listen(session.sync_session, "after_flush", note)
+    with pytest.raises(FlushError, match="after_flush"):
+        async with tenant_session(session, world.a):
+            session.add(Invoice(note="new"))
+    assert current_tenant(session) is None
+    assert list(session) == []
 
 
 async def test_work_pending_under_no_tenant_is_not_given_to_one(

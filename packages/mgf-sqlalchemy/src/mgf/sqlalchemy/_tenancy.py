@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import FlushError
 
 from mgf.sqlalchemy._binding import (
     Setting,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 # uuid.UUID() also takes braces, "urn:uuid:", odd dashes and surrounding characters.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 
+# As many as SQLAlchemy's commit() takes until a session is clean.
+_MOST_FLUSHES = 100
+
 _Session = TypeVar("_Session", bound="AsyncSession | async_scoped_session[Any]")
 
 
@@ -46,17 +50,18 @@ def tenant_session(
     put in force, else none, also in the middle of an open transaction; nothing is sent for that
     before the next statement. Scopes nest.
 
-    Objects follow their tenant. Entering flushes pending work under the tenant that created it
-    and sets that tenant's objects aside, leaving puts them back; entering the tenant already in
-    force changes nothing. Objects loaded under no tenant stay attached. Leaving the outermost
-    block flushes, then detaches what the block loaded, as ``close()`` would: objects stay
-    readable, and are changed again in a new scope with ``session.merge()``. What objects of no
-    tenant have loaded through relationships, or computed by a query, they forget at each of these
-    changes, and so they do with attributes that were loaded again in between, as a view's may be:
-    rows of a tenant may have gone into it. Name it again (``refresh()``, a loader option) where it
-    is needed. When the block ends by an exception, what was not flushed is discarded. A flush that
-    fails at the end raises its error, and the scope is left all the same: the error is about work
-    that is lost, and staying in the scope would not save it.
+    Objects follow their tenant. Entering flushes pending work, and what listeners to that flush
+    add, under the tenant that created it and sets that tenant's objects aside, leaving puts them
+    back; entering the tenant already in force changes nothing. Objects loaded under no tenant stay
+    attached. Leaving the outermost block flushes, then detaches what the block loaded, as
+    ``close()`` would: objects stay readable, and are changed again in a new scope with
+    ``session.merge()``. What objects of no tenant have loaded through relationships, or computed
+    by a query, they forget at each of these changes, and so they do with attributes that were
+    loaded again in between, as a view's may be: rows of a tenant may have gone into it. Name it
+    again (``refresh()``, a loader option) where it is needed. When the block ends by an exception,
+    what was not flushed is discarded. A flush that fails at the end raises its error, and the
+    scope is left all the same: the error is about work that is lost, and staying in the scope
+    would not save it.
 
     A result that is still being read when the tenant of an open transaction changes ends with
     the next statement: reading on raises (SQLSTATE 34000, or SQLAlchemy's
@@ -281,12 +286,16 @@ async def _meet_open_transaction(session: AsyncSession) -> None:
 
 
 async def _flush(session: AsyncSession) -> list[object]:
-    """Flush a session, and return what it holds."""
+    """Flush a session, and what its listeners add meanwhile, and return what it holds."""
     sync_session = session.sync_session
-    held = list(sync_session)
-    # Most sessions hold nothing here, which is the cheapest to find out; and flush() starts a
-    # greenlet before it looks.
-    if held and (sync_session.new or sync_session.dirty or sync_session.deleted):
-        await session.flush()
+    for _ in range(_MOST_FLUSHES):
         held = list(sync_session)
-    return held
+        # Most sessions hold nothing here, which is the cheapest to find out; and flush() starts
+        # a greenlet before it looks.
+        if not held or not (sync_session.new or sync_session.dirty or sync_session.deleted):
+            return held
+        await session.flush()
+    raise FlushError(
+        f"after {_MOST_FLUSHES} flushes there is still work for the tenant in force: "
+        "a listener to after_flush() seems to make new work each time"
+    )
