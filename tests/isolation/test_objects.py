@@ -445,14 +445,16 @@ async def test_a_computed_column_of_an_object_of_no_tenant_is_computed_for_each_
     country = Country(code=uuid4().hex, name="shared")
     session.add(country)
     await session.commit()
-    counts = []
+    await session.refresh(country, ["visible_invoices"])
+    counts = [country.visible_invoices]
     for tenant in (world.a, world.b):
         async with tenant_session(session, tenant):
+            assert "visible_invoices" in inspect(country).unloaded
             await session.refresh(country, ["visible_invoices"])
             counts.append(country.visible_invoices)
             async with session.begin_nested():
                 session.add(Invoice(note="one more"))
-    assert counts == [2, 2]
+    assert counts == [0, 2, 2]
     assert "visible_invoices" in inspect(country).unloaded
 
 
@@ -520,6 +522,56 @@ async def test_cascades_of_objects_of_no_tenant_keep_no_tenants_object(
         assert invoice not in session
         async with tenant_session(session, world.b):
             assert await session.get(InvoiceWithAll, invoice.id) is None
+
+
+async def test_what_an_object_was_given_while_set_aside_does_not_come_back_with_it(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        family = CountryWithAll(code=uuid4().hex, name="of a", invoices=[])
+        session.add(family)
+        async with tenant_session(session, world.b):
+            theirs = InvoiceWithAll(note="b3", lines=[LineWithAll(amount=1)])
+            session.add(theirs)
+            await session.flush()
+            family.invoices.append(theirs)
+        assert list(session) == [family]
+        family.invoices.remove(theirs)
+        assert await session.get(InvoiceWithAll, theirs.id) is None
+        assert await session.get(LineWithAll, theirs.lines[0].id) is None
+
+
+async def test_objects_that_cannot_come_back_are_an_error_and_leave_nothing(
+    session: AsyncSession, engine: AsyncEngine, world: World
+) -> None:
+    """One of them brings along what is attached to another session."""
+    async with AsyncSession(engine) as other:
+        elsewhere = InvoiceWithAll(note="other")
+        other.add(elsewhere)
+        async with tenant_session(session, world.a):
+            family = CountryWithAll(code=uuid4().hex, name="of a", invoices=[])
+            session.add(family)
+            with pytest.raises(InvalidRequestError, match="already attached"):
+                async with tenant_session(session, world.b):
+                    theirs = await session.get_one(InvoiceWithAll, world.ids["b1"])
+                    family.invoices += [theirs, elsewhere]
+            assert list(session) == []
+            assert await session.get(InvoiceWithAll, world.ids["b1"]) is None
+            assert await visible(session) == ["a1", "a2"]
+
+
+@pytest.mark.parametrize("end", ["flush", "commit"])
+async def test_an_object_deleted_in_the_inner_scope_does_not_come_back(
+    session: AsyncSession, world: World, end: str
+) -> None:
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+        country = Country(code=uuid4().hex, name="of a")
+        session.add(country)
+        async with tenant_session(session, world.b):
+            await session.delete(country)
+            await getattr(session, end)()
+        assert list(session) == [mine]
 
 
 async def test_an_object_that_came_into_the_inner_scope_goes_back_to_its_own(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, inspect
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import ColumnProperty
 
 from mgf.sqlalchemy._weak import WeakList
 
@@ -90,7 +89,7 @@ def forget_derived(session: Session, objects: Iterable[object]) -> None:
     for one in objects:
         state: Any = inspect(one)
         names = [name for name in _derived(state.mapper) if name in state.dict]
-        if names and one in session:
+        if names:
             session.expire(one, names)
 
 
@@ -99,7 +98,6 @@ def _derived(mapper: Mapper[Any]) -> tuple[str, ...]:
     computed = [
         attribute.key
         for attribute in mapper.column_attrs
-        if isinstance(attribute, ColumnProperty)
-        and not all(isinstance(column, Column) for column in attribute.columns)
+        if not all(isinstance(column, Column) for column in attribute.columns)
     ]
     return (*mapper.relationships.keys(), *computed)
