@@ -190,6 +190,24 @@ async def test_a_failed_block_discards_changes_of_objects_that_stay(
     assert await world.truth("SELECT name FROM country WHERE code = $1", code) == ["before"]
 
 
+async def test_a_failed_block_discards_an_object_of_no_tenant_that_is_not_stored(
+    session: AsyncSession, world: World
+) -> None:
+    """Its INSERT was rolled back, and it was added again."""
+    country = Country(code=uuid4().hex, name="shared", invoices=[])
+    session.add(country)
+    with pytest.raises(RuntimeError, match="mine"):
+        async with tenant_session(session, world.a):
+            await session.rollback()
+            invoice = await session.get_one(Invoice, world.ids["a1"])
+            country.invoices = []
+            session.add(country)
+            raise RuntimeError("mine")
+    assert invoice not in session
+    assert list(session) == []
+    assert await session.get(Invoice, world.ids["a1"]) is None
+
+
 async def test_a_flush_that_fails_at_the_end_raises_and_leaves(
     session: AsyncSession, world: World
 ) -> None:

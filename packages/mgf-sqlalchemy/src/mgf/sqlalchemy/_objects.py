@@ -25,8 +25,13 @@ class ObjectRefs(WeakList[object]):
     __slots__ = ()
 
     def attached_to(self, session: Session) -> list[object]:
-        """Return those that the session still holds."""
-        return [one for one in self.living() if one in session]
+        """Return those that the session still holds and that are stored in the database.
+
+        Not those whose INSERT was rolled back and that were added again: nothing can be expired
+        of them, and what was not flushed by the end of a scope is discarded.
+        """
+        new = session.new
+        return [one for one in self.living() if one in session and one not in new]
 
     def detached(self) -> list[object]:
         """Return those that no session holds and that are stored in the database.
@@ -55,10 +60,7 @@ def detach_all(session: Session) -> None:
 
 
 def attach_only(session: Session, objects: list[object]) -> None:
-    """Attach just these objects to a session that holds none.
-
-    Whatever goes wrong, the session ends up with nothing rather than with too much.
-    """
+    """Attach just these objects to a session that holds none."""
     if not objects:
         return
     try:
@@ -72,9 +74,6 @@ def attach_only(session: Session, objects: list[object]) -> None:
             # It came along by a relationship's cascade, and may leave by another one's.
             if id(one) not in wanted and one in session:
                 session.expunge(one)
-    except BaseException:
-        session.expunge_all()
-        raise
     finally:
         if transaction is not None:
             transaction.close()

@@ -151,6 +151,9 @@ class SessionState:
             return
         try:
             self._restore(session, frame)
+        except BaseException:
+            detach_all(session)  # nothing rather than what is another tenant's
+            raise
         finally:
             self._tell_connections()
 
