@@ -150,21 +150,18 @@ class Binding:
             self._applied = None
 
     def begin(self, connection: Connection) -> None:
-        """Bind a transaction that has just begun, with its BEGIN where that is still to come.
+        """Bind a transaction that has just begun.
 
         Raises:
             TenantScopeError: as `apply`.
         """
         watch_statements(connection)
-        self._see_transaction(connection)
-        refuse_unscopable(connection)
-        if not _ask_at_begin(connection):
-            self.apply(connection)
+        self.apply(connection)
 
     def apply(self, connection: Connection) -> None:
         """Bind the connection's transaction to what is wanted, if it is not.
 
-        To be called when a statement is about to be sent.
+        With its BEGIN where that is still to come, else at once.
 
         Raises:
             TenantScopeError: the database has no row-level security, the connection is in
@@ -184,13 +181,12 @@ class Binding:
     def bind_at_begin(self, connection: Connection) -> str | None:
         """Return what binds the transaction whose BEGIN is being sent, and take it for applied.
 
-        Raises:
-            TenantScopeError: two sessions want different tenants on the connection.
+        Whether those that share the connection agree is asked before each statement.
         """
         if self._is_sending:
             return None  # it is about to be sent by itself
         self._see_transaction(connection)
-        wanted = self._agreed()
+        wanted = self.wanted
         statements = "; ".join(wanted.statements(UNBOUND))
         self._applied, self._read_by = wanted, wanted.tenant
         return statements or None
