@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
-from harness.tenants import tenant_in_force, visible
+from harness.tenants import NOTES, tenant_in_force, visible
 from mgf.sqlalchemy import (
     create_sessionmaker,
     current_tenant,
@@ -249,6 +249,20 @@ async def test_two_sessions_that_want_different_tenants_on_one_connection(
         assert await visible(one) == A
 
 
+async def test_all_that_share_a_connection_may_be_of_one_tenant(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with (
+        engine.connect() as connection,
+        AsyncSession(connection) as one,
+        AsyncSession(connection) as two,
+        tenant_session(one, world.a),
+        tenant_session(two, world.a),
+        tenant_connection(connection, world.a),
+    ):
+        assert [await visible(each) for each in (one, two, connection)] == [A, A, A]
+
+
 async def test_a_session_that_committed_and_left_its_scope_leaves_the_connection_to_others(
     engine: AsyncEngine, world: World
 ) -> None:
@@ -306,6 +320,30 @@ async def test_an_exception_ends_the_scope(engine: AsyncEngine, world: World) ->
                 assert await visible(connection) == A
                 raise RuntimeError
         assert await visible(connection) == []
+
+
+async def test_a_change_that_failed_is_made_in_the_next_transaction(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection, tenant_connection(connection, world.a):
+        await connection.execute(text("INSERT INTO promise (country_code) VALUES ('nowhere')"))
+        async with tenant_connection(connection, world.b):
+            with pytest.raises(IntegrityError):
+                await visible(connection)
+            await connection.rollback()
+            assert await visible(connection) == B
+        assert await visible(connection) == A
+
+
+async def test_a_listener_that_reads_as_a_transaction_begins(
+    engine: AsyncEngine, world: World
+) -> None:
+    """SQLAlchemy tells of the transaction when its listeners are through."""
+    event.listen(engine.sync_engine, "begin", lambda begun: begun.execute(NOTES).all())
+    async with engine.connect() as connection, tenant_connection(connection, world.a):
+        for _ in range(2):
+            assert await visible(connection) == A
+            await connection.commit()
 
 
 async def test_a_savepoint_in_sql_on_a_scoped_connection(engine: AsyncEngine, world: World) -> None:

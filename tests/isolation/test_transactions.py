@@ -592,6 +592,20 @@ async def test_many_rows_inserted_as_first_statement_after_a_change(
     assert await world.notes(world.b) == [*B, "new0", "new1", "new2"]
 
 
+async def test_a_statement_with_many_parameters_as_first_one_after_a_change(
+    session: AsyncSession, world: World
+) -> None:
+    """The driver is told to send it for each of them, by a way of its own."""
+    mark = text("UPDATE invoice SET note = note || :suffix")
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            await session.execute(mark, [{"suffix": "!"}, {"suffix": "?"}])
+            await session.commit()
+    assert await world.notes(world.a) == A
+    assert await world.notes(world.b) == ["b1!?", "b2!?"]
+
+
 async def test_a_statement_without_parameters_as_first_one_after_a_change(
     session: AsyncSession, world: World
 ) -> None:
@@ -636,6 +650,24 @@ async def test_statements_of_the_users_listeners(engine: AsyncEngine, world: Wor
             assert await visible(session) == A
         await session.commit()
     assert seen == [0, 2, 0, 0]
+
+
+async def test_an_error_of_the_users_listener_leaves_no_tenant_behind(world: World) -> None:
+    """It is told of the statement that binds where asyncpg's connections are not ours."""
+
+    def after_execute(*_: object) -> None:
+        raise RuntimeError("mine")
+
+    engine = create_async_engine(world.app)
+    async with AsyncSession(engine) as session:
+        async with tenant_session(session, world.a):
+            event.listen(engine.sync_engine, "after_cursor_execute", after_execute)
+            with pytest.raises(RuntimeError, match="mine"):
+                await visible(session)
+            event.remove(engine.sync_engine, "after_cursor_execute", after_execute)
+        assert session.in_transaction()
+        assert await visible(session) == []
+    await engine.dispose()
 
 
 async def test_a_savepoint_of_the_connections_own_across_a_change(

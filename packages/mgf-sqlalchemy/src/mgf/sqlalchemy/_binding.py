@@ -178,14 +178,13 @@ class Binding:
         if not _ask_at_begin(connection):
             self._send(connection, wanted)
 
-    def bind_at_begin(self, connection: Connection) -> str | None:
+    def bind_at_begin(self) -> str | None:
         """Return what binds the transaction whose BEGIN is being sent, and take it for applied.
 
         Whether those that share the connection agree is asked before each statement.
         """
         if self._is_sending:
             return None  # it is about to be sent by itself
-        self._see_transaction(connection)
         wanted = self.wanted
         statements = "; ".join(wanted.statements(UNBOUND))
         self._applied, self._read_by = wanted, wanted.tenant
@@ -209,14 +208,17 @@ class Binding:
 
     def _agreed(self) -> Setting:
         scopes = self._scopes.living()
-        if len(scopes) > 1:
-            _refuse_conflict(sorted(scopes, key=attrgetter("entered")))
-        return _innermost(scopes)
+        wanted = _innermost(scopes)
+        if any(one.is_exclusive and one.setting.tenant != wanted.tenant for one in scopes):
+            raise TenantScopeError(
+                "this connection is shared with a session that is in no scope of its own, or in "
+                "another tenant's; give it a connection of its own, or enter tenant_session() on "
+                "it for the same tenant"
+            )
+        return wanted
 
 
 def _innermost(scopes: list[Scope]) -> Setting:
-    if len(scopes) == 1:
-        return scopes[0].setting
     return max(scopes, key=attrgetter("entered")).setting if scopes else UNBOUND
 
 
@@ -244,7 +246,7 @@ def _bind_at_begin(reference: weakref.ref[Connection], carrier: BeginCarrier) ->
     connection = reference()
     if connection is None or carrier_of(connection) is not carrier:
         return None
-    return binding_of(connection).bind_at_begin(connection)
+    return binding_of(connection).bind_at_begin()
 
 
 def refuse_unscopable(connection: Connection) -> None:
@@ -266,18 +268,6 @@ def refuse_dialect(name: str) -> None:
         raise TenantScopeError(
             f"a tenant scope needs PostgreSQL's row-level security, which {name!r} does not "
             f"have: rows of all tenants would be visible; use a PostgreSQL database here"
-        )
-
-
-def _refuse_conflict(scopes: list[Scope]) -> None:
-    wanted = scopes[-1].setting.tenant
-    if wanted is not None and any(
-        scope.is_exclusive and scope.setting.tenant != wanted for scope in scopes[:-1]
-    ):
-        raise TenantScopeError(
-            "this connection is shared with a session that is in no scope of its own, or in "
-            "another tenant's; give it a connection of its own, or enter tenant_session() on "
-            "it for the same tenant"
         )
 
 
