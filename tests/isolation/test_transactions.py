@@ -670,6 +670,23 @@ async def test_an_error_of_the_users_listener_leaves_no_tenant_behind(world: Wor
     await engine.dispose()
 
 
+async def test_a_listener_that_sends_statements_itself_sends_them_for_the_tenant(
+    engine: AsyncEngine, session: AsyncSession, world: World
+) -> None:
+    """SQLAlchemy asks nobody after the first one that says that it did."""
+
+    def send(cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
+        cursor.execute(statement, parameters)
+        return True
+
+    event.listen(engine.sync_engine, "do_execute", send)
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+        assert await visible(session) == A
+
+
 async def test_a_savepoint_of_the_connections_own_across_a_change(
     session: AsyncSession, world: World
 ) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from mgf.sqlalchemy._carrier import BeginCarrier, carrier_of, send
 from mgf.sqlalchemy._weak import WeakList
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from sqlalchemy.engine import Connection, Dialect, ExecutionContext, RootTransaction
+    from sqlalchemy.engine import Connection, ExecutionContext, RootTransaction
 
 SETTING = "app.current_tenant"
 
@@ -130,9 +130,8 @@ class Binding:
         """Let a scope say nothing more."""
         self._scopes.discard(scope)
 
-    def hook(self, connection: Connection) -> None:
+    def hook(self) -> None:
         """After a change: look at each statement from now on, and bind first if need be."""
-        watch_statements(connection)
         self._is_hooked = True
 
     def before_statement(self, connection: Connection, statement: str) -> None:
@@ -148,15 +147,6 @@ class Binding:
             self.apply(connection)
         if _ROLLBACK.search(statement):
             self._applied = None
-
-    def begin(self, connection: Connection) -> None:
-        """Bind a transaction that has just begun.
-
-        Raises:
-            TenantScopeError: as `apply`.
-        """
-        watch_statements(connection)
-        self.apply(connection)
 
     def apply(self, connection: Connection) -> None:
         """Bind the connection's transaction to what is wanted, if it is not.
@@ -271,22 +261,12 @@ def refuse_dialect(name: str) -> None:
         )
 
 
-_watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
-
-
-def watch_statements(connection: Connection) -> None:
-    """Look at each statement that is sent by way of the connection's dialect.
-
-    An event of the dialect, which is asked once for each statement. Listeners on engines and
-    connections cost every statement a round through all the events there are.
-    """
-    if connection.dialect not in _watched:
-        _watched.add(connection.dialect)
-        for name in ("do_execute", "do_executemany"):
-            event.listen(connection.engine, name, _before_statement, insert=True)
-        event.listen(connection.engine, "do_execute_no_params", _before_plain, insert=True)
-
-
+# Events of the dialect, which are asked once for each statement; those of engines and connections
+# cost every statement a round through all the events there are. For all dialects, since whoever
+# listens to one of them comes later, and may say that the statement has been sent: then nobody
+# else is asked.
+@event.listens_for(Engine, "do_execute")
+@event.listens_for(Engine, "do_executemany")
 def _before_statement(
     _cursor: Any, statement: str, _parameters: Any, context: ExecutionContext | None
 ) -> None:
@@ -297,5 +277,6 @@ def _before_statement(
             binding.before_statement(connection, statement)
 
 
+@event.listens_for(Engine, "do_execute_no_params")
 def _before_plain(cursor: Any, statement: str, context: ExecutionContext | None) -> None:
     _before_statement(cursor, statement, None, context)

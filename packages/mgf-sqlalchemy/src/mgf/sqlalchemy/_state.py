@@ -216,16 +216,16 @@ class SessionState:
         if not is_own:
             # Somebody else may hold this connection, with a transaction or a savepoint open, and
             # go on with it when the session has ended its own.
-            binding.hook(connection)
+            binding.hook()
             self._watch_end(session)
             return
         if self.setting == UNBOUND:
             return
         try:
-            binding.begin(connection)
+            binding.apply(connection)
         except BaseException:
             # The session keeps the connection: another try must meet the same error.
-            binding.hook(connection)
+            binding.hook()
             raise
 
     def _watch_end(self, session: Session) -> None:
@@ -262,7 +262,7 @@ class SessionState:
                     binding.add(self)
                 else:
                     binding.remove(self)
-                binding.hook(connection)
+                binding.hook()
 
 
 # An attribute of ours: what is in Session.info is copied and cleared by users.

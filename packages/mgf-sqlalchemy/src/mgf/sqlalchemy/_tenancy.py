@@ -234,7 +234,7 @@ async def _scope_connection(
         refuse_unscopable(sync_connection)
     binding = binding_of(sync_connection)
     scope = _ConnectionScope(Setting(tenant))
-    binding.hook(sync_connection)
+    binding.hook()
     binding.add(scope)
     try:
         yield connection
