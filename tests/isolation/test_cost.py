@@ -10,6 +10,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from harness.proxy import Proxy, proxied
 from harness.servers import bindirs, name_of, run_sql
@@ -120,18 +122,38 @@ async def test_a_scope_whose_work_was_committed_closes_without_waiting(
     assert current_tenant(session) is None
 
 
-async def test_a_class_of_the_users_closes_its_session_in_its_own_way(
-    engine: AsyncEngine, world: World
-) -> None:
-    class Noting(AsyncSession):
-        async def close(self) -> None:
-            closed.append(self)
-            await super().close()
+closed: list[object] = []
 
-    closed: list[AsyncSession] = []
-    async with tenant_scope(create_sessionmaker(engine, class_=Noting), world.a) as session:
+
+class Leaving(AsyncSession):
+    async def __aexit__(self, *raised: object) -> None:
+        closed.append(self)
+        await super().__aexit__(*raised)
+
+
+class Closing(AsyncSession):
+    async def close(self) -> None:
+        closed.append(self)
+        await super().close()
+
+
+class ClosingInside(AsyncSession):
+    class sync_session_class(Session):  # noqa: N801
+        def close(self) -> None:
+            closed.append(self)
+            # In a greenlet, as where SQLAlchemy closes it: what it does may await.
+            await_only(asyncio.sleep(0))
+            super().close()
+
+
+@pytest.mark.parametrize("class_", [Leaving, Closing, ClosingInside])
+async def test_a_class_of_the_users_closes_its_session_in_its_own_way(
+    engine: AsyncEngine, world: World, class_: type[AsyncSession]
+) -> None:
+    closed.clear()
+    async with tenant_scope(create_sessionmaker(engine, class_=class_), world.a) as session:
         await session.commit()
-    assert closed == [session]
+    assert closed in ([session], [session.sync_session])
 
 
 async def test_entering_and_leaving_an_open_transaction_cost_one_each(

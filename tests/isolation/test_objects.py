@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, inspect, select
+from sqlalchemy import event, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
@@ -23,7 +23,7 @@ from harness.tenants import (
     Summary,
     visible,
 )
-from mgf.sqlalchemy import current_tenant, tenant_session
+from mgf.sqlalchemy import create_sessionmaker, current_tenant, tenant_scope, tenant_session
 from mgf.sqlalchemy.errors import TenantScopeError
 
 if TYPE_CHECKING:
@@ -68,6 +68,52 @@ async def test_after_the_block_objects_are_readable_and_detached(
         await session.commit()
     assert invoice.note == "a1"
     assert inspect(invoice).detached
+
+
+async def test_an_opened_session_is_closed_with_all_that_it_holds(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with tenant_scope(create_sessionmaker(engine), world.a) as session:
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        await session.commit()
+        assert invoice in session
+    assert inspect(invoice).detached
+    assert list(session) == []
+
+
+async def test_an_opened_session_that_fails_to_close_is_left_all_the_same(
+    engine: AsyncEngine, world: World
+) -> None:
+    class Failing(AsyncSession):
+        async def close(self) -> None:
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        async with tenant_scope(create_sessionmaker(engine, class_=Failing), world.a) as session:
+            invoice = await session.get_one(Invoice, world.ids["a1"])
+    assert current_tenant(session) is None
+    assert invoice not in session
+    assert await visible(session) == []
+    await session.rollback()
+
+
+async def test_a_session_that_cannot_be_scoped_is_closed_again(
+    engine: AsyncEngine, world: World
+) -> None:
+    """The user has done something with it as it was made."""
+
+    class Busy(AsyncSession):
+        async def __aenter__(self) -> Busy:
+            opened.append(self)
+            await self.execute(text("SELECT 1"))
+            self.add(Invoice(note="whose?"))
+            return self
+
+    opened: list[Busy] = []
+    with pytest.raises(DBAPIError):
+        async with tenant_scope(create_sessionmaker(engine, class_=Busy), world.a):
+            pytest.fail("entered")
+    assert not opened[0].in_transaction()
 
 
 async def test_a_later_change_is_merged_in_a_new_scope(session: AsyncSession, world: World) -> None:

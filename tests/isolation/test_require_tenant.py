@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from harness.tenants import Invoice, visible
 from mgf.common.exceptions import AppConfigError
@@ -21,7 +23,7 @@ from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from harness.tenants import World
 
@@ -134,6 +136,39 @@ async def test_tenant_scope_opens_a_session_that_is_in_scope(
 ) -> None:
     async with tenant_scope(sessionmaker, str(world.a)) as session:
         assert await visible(session) == A
+
+
+async def test_what_else_uses_its_connection_is_not_concerned(
+    engine: AsyncEngine, sessionmaker: async_sessionmaker[AsyncSession]
+) -> None:
+    async with engine.connect() as connection:
+        await connection.begin()
+        sessionmaker.configure(bind=connection, join_transaction_mode="create_savepoint")
+        async with sessionmaker() as session:
+            await session.execute(COUNTRIES)
+            await session.commit()
+        assert await visible(connection) == []
+
+
+class MySyncSession(Session):
+    pass
+
+
+class MySession(AsyncSession):
+    sync_session_class = MySyncSession
+
+
+@pytest.mark.parametrize(
+    "classes", [{"class_": MySession}, {"sync_session_class": MySyncSession}], ids=str
+)
+async def test_classes_of_the_users_are_kept(
+    engine: AsyncEngine, world: World, classes: dict[str, Any]
+) -> None:
+    async with create_sessionmaker(engine, require_tenant=True, **classes)() as session:
+        assert isinstance(session.sync_session, MySyncSession)
+        await assert_refused(session)
+        async with tenant_session(session, world.a):
+            assert await visible(session) == A
 
 
 async def test_configuring_the_factory_afterwards_does_not_turn_it_off(
