@@ -159,7 +159,9 @@ class MySession(AsyncSession):
 
 
 @pytest.mark.parametrize(
-    "classes", [{"class_": MySession}, {"sync_session_class": MySyncSession}], ids=str
+    "classes",
+    [{"class_": MySession}, {"sync_session_class": MySyncSession}],
+    ids=["outer", "inner"],
 )
 async def test_classes_of_the_users_are_kept(
     engine: AsyncEngine, world: World, classes: dict[str, Any]
