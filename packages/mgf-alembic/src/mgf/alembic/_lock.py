@@ -14,7 +14,7 @@ import random
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mgf.alembic._stop import pause
 from mgf.alembic.errors import MigrationLockError
+from mgf.sqlalchemy.errors import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -168,18 +169,21 @@ def second_connection(connection: Connection) -> Generator[Connection]:
     """Connect once more, beside the connection that holds the lock.
 
     Raises:
-        MigrationLockError: a pooler let it wait for a server connection, and then hung up.
+        MigrationLockError: a pooler let it wait for a server connection, and then hung up, or the
+            server had no other one.
     """
     message = f"the migration waits for a connection {_TWO_AT_ONCE}"
     reminder = threading.Timer(_REMIND, logger.warning, [message])
     reminder.daemon = True
-    with connection.engine.connect() as other:
+    with ExitStack() as stack:
         try:
             reminder.start()
+            # Some drivers send their first statement while they connect.
+            other = stack.enter_context(connection.engine.connect())
             other.exec_driver_sql("SELECT 1")
             other.rollback()
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not (error.connection_invalidated or is_transient(error)):
                 raise
             raise MigrationLockError(f"the migration got no connection {_TWO_AT_ONCE}") from error
         finally:
