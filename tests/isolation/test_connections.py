@@ -23,6 +23,7 @@ from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from harness.tenants import World
@@ -393,3 +394,31 @@ async def test_autocommit_set_by_hand_on_a_sessions_own_connection_is_refused(
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         with pytest.raises(TenantScopeError, match="AUTOCOMMIT"):
             await visible(session)
+
+
+def _read_level(connection: Connection) -> None:
+    connection.get_isolation_level()
+
+
+def _begin_and_read_level(connection: Connection) -> None:
+    connection.begin()
+    connection.get_isolation_level()
+
+
+@pytest.mark.parametrize("read", [_read_level, _begin_and_read_level])
+async def test_a_transaction_that_the_driver_began_by_itself_does_not_outlive_the_scope(
+    engine: AsyncEngine, world: World, read: Callable[[Connection], None]
+) -> None:
+    """SQLAlchemy asks for the level by a cursor of the driver's, before any statement."""
+    async with engine.connect() as connection:
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
+            await connection.commit()
+            await connection.run_sync(read)
+        assert await visible(connection) == []
+        assert await tenant_in_force(connection) is None
+        async with tenant_connection(connection, world.a):
+            assert await visible(connection) == A
+            await connection.commit()
+            await connection.run_sync(read)
+            assert await visible(connection) == A

@@ -140,8 +140,7 @@ class Binding:
         That is also so in a transaction that nobody announced: a session tells when it begins
         one, but not when its connection was taken from it, and ended or replaced there.
         """
-        root = connection.get_transaction()
-        if not self._is_hooked and self._root is not None and self._root() is root:
+        if not self._is_hooked and self._has_seen(connection.get_transaction()):
             return
         if not _ROLLBACK_FIRST.match(statement):
             self.apply(connection)
@@ -168,12 +167,15 @@ class Binding:
         if not _ask_at_begin(connection):
             self._send(connection, wanted)
 
-    def bind_at_begin(self) -> str | None:
+    def bind_at_begin(self, connection: Connection) -> str | None:
         """Return what binds the transaction whose BEGIN is being sent, and take it for applied.
 
-        Whether those that share the connection agree is asked before each statement.
+        Whether those that share the connection agree is asked before each statement. Nothing where
+        none was announced: what reads by a cursor of the driver's, as ``get_isolation_level()``
+        does, makes it send BEGIN, maybe before SQLAlchemy has begun, and the next statement takes
+        the transaction for one that is bound to nothing.
         """
-        if self._is_sending:
+        if self._is_sending or not self._has_seen(connection.get_transaction()):
             return None  # it is about to be sent by itself
         wanted = self.wanted
         statements = "; ".join(wanted.statements(UNBOUND))
@@ -193,8 +195,11 @@ class Binding:
     def _see_transaction(self, connection: Connection) -> None:
         """Notice a transaction that is new: nothing is applied to it."""
         root = connection.get_transaction()
-        if root is not None and (self._root is None or self._root() is not root):
+        if root is not None and not self._has_seen(root):
             self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
+
+    def _has_seen(self, root: RootTransaction | None) -> bool:
+        return root is not None and self._root is not None and self._root() is root
 
     def _agreed(self) -> Setting:
         scopes = self._scopes.living()
@@ -236,7 +241,7 @@ def _bind_at_begin(reference: weakref.ref[Connection], carrier: BeginCarrier) ->
     connection = reference()
     if connection is None or carrier_of(connection) is not carrier:
         return None
-    return binding_of(connection).bind_at_begin()
+    return binding_of(connection).bind_at_begin(connection)
 
 
 def refuse_unscopable(connection: Connection) -> None:
