@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
-from harness.tenants import NOTES, tenant_in_force, visible
+from harness.tenants import NOTES, Invoice, tenant_in_force, visible
 from mgf.sqlalchemy import (
     create_sessionmaker,
     current_tenant,
@@ -422,3 +422,24 @@ async def test_a_transaction_that_the_driver_began_by_itself_does_not_outlive_th
             await connection.commit()
             await connection.run_sync(read)
             assert await visible(connection) == A
+
+
+@pytest.mark.parametrize("way", ["binds", "bind_arguments"])
+async def test_a_connection_handed_to_an_opened_session_is_left_without_a_tenant(
+    engine: AsyncEngine, world: World, way: str
+) -> None:
+    """It is of the session's own engine, and its transaction goes on after the session."""
+    async with engine.connect() as connection:
+        assert await visible(connection) == []
+        handed = connection.sync_connection
+        sessionmaker = create_sessionmaker(
+            engine, binds={Invoice: connection} if way == "binds" else None
+        )
+        arguments = {"bind": handed} if way == "bind_arguments" else {}
+        async with tenant_scope(sessionmaker, world.a) as session:
+            notes = select(Invoice.note).order_by(Invoice.note)
+            assert list(await session.scalars(notes, bind_arguments=arguments)) == A
+        assert connection.in_transaction()
+        assert await visible(connection) == []
+        async with tenant_connection(connection, world.b):
+            assert await visible(connection) == B

@@ -160,11 +160,14 @@ class SessionState:
     def leave_closed(self, frame: ScopeFrame) -> None:
         """Leave the outermost scope of a session that was closed, and so holds nothing.
 
+        A connection that it was handed is open still, maybe in the transaction that was bound.
+
         Raises:
             TenantScopeError: as `leave`.
         """
         self._remove(frame)
-        self.end()
+        self._has_ended = True
+        self._tell_connections()
 
     def _remove(self, frame: ScopeFrame) -> None:
         if frame is self._frames[-1]:
