@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
@@ -146,6 +147,44 @@ async def test_a_task_that_is_left_in_its_commit_leaves_other_sockets_alone(
                 await leaving
             await asyncio.gather(*tasks, return_exceptions=True)
         assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
+        async with session_scope(app, world.b) as session:
+            assert await visible(session) == ["b1", "b2"]
+
+
+async def test_a_cancelled_block_gives_back_the_connection_of_a_task_that_it_left(
+    url: URL, world: World
+) -> None:
+    """An anyio scope cancels at every await, and so hides that the session failed to close.
+
+    With psycopg, whose commit is waited for, the block ends after it.
+    """
+    app = FastAPI()
+
+    async def leave(proxy: Proxy) -> None:
+        with anyio.CancelScope() as scope:
+            async with session_scope(app, world.a) as session:
+                await visible(session)
+                proxy.hold_once(b"COMMIT", answer=True)
+                leave_behind(session.commit())
+                await proxy.has_held.wait()
+                scope.cancel()
+                await asyncio.Event().wait()
+
+    async with (
+        proxied(url) as proxy,
+        setup_db(app, database_url=proxy.url, pool_size=1, max_overflow=0, pool_timeout=60),
+    ):
+        leaving = asyncio.create_task(leave(proxy))
+        await proxy.has_held.wait()
+        try:
+            if "asyncpg" in url.drivername:
+                await leaving
+                assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
+        finally:
+            proxy.release_answers()
+            await leaving
+        assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with session_scope(app, world.b) as session:
             assert await visible(session) == ["b1", "b2"]
 
