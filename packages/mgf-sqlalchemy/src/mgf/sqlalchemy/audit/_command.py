@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from mgf.sqlalchemy.audit._report import Report
+
+_logger = logging.getLogger("mgf.sqlalchemy")
 
 _CLEAN, _FOUND, _COULD_NOT_RUN, _INTERRUPTED = 0, 1, 2, 130
 # Seconds, for name, network, TLS and password: psycopg would wait for ever.
@@ -279,6 +282,7 @@ async def _examine(
         "ignore": dict(options.ignore),
     }
     progress.say(f"connecting to {engine.url.host or 'the local server'}")
+    asyncio.get_running_loop().set_exception_handler(_note_what_is_left)
     try:
         connection = await _connect(engine)
         try:
@@ -292,6 +296,15 @@ async def _examine(
     finally:
         await engine.dispose()
     return report
+
+
+def _note_what_is_left(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log for who debugs: what matters was waited for, and raised.
+
+    The rest is what asyncio and drivers leave of a connection that was given up while it was made,
+    as by Ctrl-C: futures with errors that nobody asks for.
+    """
+    _logger.debug("%s", context["message"], exc_info=context.get("exception"))
 
 
 async def _connect(engine: AsyncEngine) -> AsyncConnection:
