@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -11,10 +10,11 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from mgf.common.exceptions import OperationError
+from mgf.fastapi.db._finish import finish
 from mgf.sqlalchemy import tenant_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Generator
     from types import TracebackType
     from uuid import UUID
 
@@ -161,20 +161,6 @@ class open_session(AbstractAsyncContextManager["AsyncSession"]):  # noqa: N801 -
         except BaseException as error:
             # A cancellation may be raised instead of what closing failed with.
             if isinstance(ending, EndingSession):
-                await _finish(self._session.run_sync(lambda _: ending.drop()))
+                await finish(self._session.run_sync(lambda _: ending.drop()))
             if exc is None or not isinstance(error, Exception):
                 raise
-
-
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for work until it has ended, whatever is cancelled, as SQLAlchemy does as it closes."""
-    task = asyncio.create_task(work)
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db._databases import engine_key, sessionmaker_key
 from mgf.fastapi.db._ended import EndingSession
+from mgf.fastapi.db._finish import finish
 from mgf.fastapi.db._startup import StartUp
 from mgf.fastapi.db._transaction import refuse_aborted_commits
 from mgf.sqlalchemy import create_engine, create_sessionmaker
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from sqlalchemy import URL, MetaData
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from mgf.fastapi.db._startup import MigrationCheck
 
@@ -110,21 +109,4 @@ async def _setup_db(
             # Whoever removed it before: the engine is disposed all the same.
             with suppress(AttributeError, KeyError):
                 delattr(app.state, key)
-        await _dispose(engine)
-
-
-async def _dispose(engine: AsyncEngine) -> None:
-    """Dispose an engine to the end, however often this task is cancelled meanwhile.
-
-    A scope of anyio that was cancelled cancels whatever its tasks wait for, again and again.
-    """
-    disposal = asyncio.ensure_future(engine.dispose())
-    cancelled: asyncio.CancelledError | None = None
-    while not disposal.done():
-        try:
-            await asyncio.shield(disposal)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    disposal.result()
-    if cancelled is not None:
-        raise cancelled
+        await finish(engine.dispose())
