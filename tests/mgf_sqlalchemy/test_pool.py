@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,29 @@ async def test_cancelling_a_checkout_that_pings_loses_no_connection(proxy: Proxy
     pool: Any = engine.pool
     assert pool.checkedout() == 0
     await backend(engine)
+    await engine.dispose()
+
+
+async def cancel_as_its_ping_fails(engine: AsyncEngine, proxy: Proxy) -> None:
+    others = asyncio.all_tasks()
+    proxy.hold_once(b"SELECT 1", answer=True)
+    checkout = asyncio.create_task(backend(engine))
+    await proxy.has_held.wait()
+    (ping,) = asyncio.all_tasks() - others - {checkout}
+    ping.add_done_callback(lambda _: checkout.cancel())
+    proxy.cut()
+    await asyncio.wait({checkout})
+    assert checkout.cancelled()
+
+
+async def test_a_ping_that_fails_as_its_checkout_is_cancelled_says_nothing(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_engine(proxy.url, pool_size=1, max_overflow=0, pool_ping_idle=0)
+    await backend(engine)
+    await cancel_as_its_ping_fails(engine, proxy)
+    gc.collect()  # asyncio tells of an error that nobody looked at when its task goes
+    assert not caplog.messages
     await engine.dispose()
 
 

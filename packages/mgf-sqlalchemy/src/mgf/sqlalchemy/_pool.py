@@ -174,6 +174,8 @@ def _answers(
 
     async def answer(driver: Any) -> bool:
         question = asyncio.ensure_future(ask(driver))
+        # Looked at in any case: asyncio logs an error that a cancelled caller did not see.
+        question.add_done_callback(_has_succeeded)
         try:
             await asyncio.wait({question}, timeout=_PING_TIMEOUT)
         finally:
@@ -185,9 +187,13 @@ def _answers(
                 question.cancel()
                 # Soon over, and to be awaited: the driver lets go of its socket at its end.
                 await asyncio.wait({question})
-        return not question.cancelled() and question.exception() is None
+        return _has_succeeded(question)
 
     return answer
+
+
+def _has_succeeded(question: asyncio.Future[object]) -> bool:
+    return not question.cancelled() and question.exception() is None
 
 
 async def _select_1(driver: Any) -> None:
