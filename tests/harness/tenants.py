@@ -12,6 +12,7 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     column_property,
+    composite,
     mapped_column,
     relationship,
 )
@@ -117,6 +118,24 @@ class Summary(Base):
 
     code: Mapped[str] = mapped_column(primary_key=True)
     notes: Mapped[str | None]
+
+
+@dataclass(frozen=True)
+class Both:
+    code: str
+    name: str
+
+
+class BaseWithComposite(DeclarativeBase):
+    """One of the tables, with its columns seen as one value."""
+
+
+class Label(BaseWithComposite):
+    __tablename__ = "country"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    both: Mapped[Both] = composite("code", "name")
 
 
 class BaseWithAll(DeclarativeBase):

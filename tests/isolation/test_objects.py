@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, inspect, select, text
+from sqlalchemy import event, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError, FlushError
 
 from harness.tenants import (
+    Both,
     Country,
     CountryWithAll,
     Invoice,
     InvoiceWithAll,
+    Label,
     Line,
     LineWithAll,
     Summary,
@@ -557,6 +559,45 @@ async def test_an_object_of_no_tenant_that_was_not_loaded_again_stays_as_it_is(
         await session.refresh(one)
     assert two.name == "two"
     assert "name" in inspect(one).unloaded
+
+
+@pytest.mark.parametrize("how", ["evaluate", "fetch", "by primary key"])
+async def test_an_update_of_rows_whose_objects_are_loaded(
+    session: AsyncSession, world: World, how: str
+) -> None:
+    """SQLAlchemy changes the objects along with the rows, and tells of that without a session."""
+    code = uuid4().hex
+    session.add(country := Country(code=code, name="shared"))
+    await session.commit()
+
+    async def rename(name: str) -> None:
+        if how == "by primary key":
+            await session.execute(update(Country), [{"code": code, "name": name}])
+        else:
+            statement = update(Country).where(Country.code == code).values(name=name)
+            await session.execute(statement, execution_options={"synchronize_session": how})
+
+    await rename("once")
+    assert country.name == "once"
+    async with tenant_session(session, world.a):
+        await rename("twice")
+        assert country.name == "twice"
+    assert "name" in inspect(country).unloaded
+
+
+async def test_a_composite_of_an_object_that_was_changed(
+    session: AsyncSession, world: World
+) -> None:
+    """SQLAlchemy makes it again when it is read, and tells of that without a session."""
+    code = uuid4().hex
+    session.add(label := Label(code=code, name="shared"))
+    await session.commit()
+    assert label.both == Both(code, "shared")
+    async with tenant_session(session, world.a):
+        label.name = "changed"
+        await session.commit()
+        assert label.both == Both(code, "changed")
+    assert label.both == Both(code, "changed")
 
 
 async def test_objects_of_an_inner_scope_do_not_stay_where_the_outer_one_has_none(

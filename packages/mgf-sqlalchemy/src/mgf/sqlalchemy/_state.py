@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, object_session
 
 from mgf.sqlalchemy._binding import (
     UNBOUND,
@@ -311,8 +311,10 @@ def _after_commit(session: Session) -> None:
 
 @event.listens_for(Mapper, "refresh")
 @event.listens_for(Mapper, "refresh_flush")
-def _refresh(one: object, context: Any, names: Iterable[str] | None) -> None:
-    state = known_state(context.session)
+def _refresh(one: object, _context: Any, names: Iterable[str] | None) -> None:
+    # The context says in which session, but for an UPDATE's objects and for composites.
+    session = object_session(one)
+    state = None if session is None else known_state(session)
     if state is not None:
         state.note_load(one, names)
 
