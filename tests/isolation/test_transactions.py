@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,18 @@ async def test_a_savepoint_rolled_back_in_sql(session: AsyncSession, world: Worl
     assert await visible(session) == []
     await session.execute(text("/* back */ ROLLBACK TO SAVEPOINT mine"))
     assert await visible(session) == []
+
+
+@pytest.mark.parametrize("blank", [" ", ";", "/**/", "--\n"])
+async def test_how_a_statement_begins_does_not_hold_up_the_event_loop(
+    session: AsyncSession, world: World, blank: str
+) -> None:
+    """Whatever it is indented or commented by; the time is the processor's, of this thread."""
+    async with tenant_session(session, world.a):
+        assert await visible(session) == A
+    start = time.thread_time()
+    await session.execute(text(blank * 26 + "SELECT 1"))
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize("commits", [False, True])
