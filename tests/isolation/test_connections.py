@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 
 from harness.tenants import NOTES, Invoice, tenant_in_force, visible
 from mgf.sqlalchemy import (
+    create_engine,
     create_sessionmaker,
     current_tenant,
     tenant_connection,
@@ -23,7 +24,7 @@ from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from harness.tenants import World
@@ -345,6 +346,33 @@ async def test_a_listener_that_reads_as_a_transaction_begins(
         for _ in range(2):
             assert await visible(connection) == A
             await connection.commit()
+
+
+@pytest.mark.parametrize("create", [create_engine, create_async_engine])
+@pytest.mark.parametrize("by_session", [False, True])
+async def test_a_listener_that_sends_a_statement_as_a_transaction_begins(
+    world: World, create: Callable[[URL], AsyncEngine], by_session: bool
+) -> None:
+    """What is sent then is of the transaction, too, and must not stay in it unnoticed."""
+    engine = create(world.app)
+    event.listen(
+        engine.sync_engine,
+        "begin",
+        lambda begun: begun.exec_driver_sql("SET LOCAL statement_timeout = 60000"),
+    )
+    async with engine.connect() as connection, AsyncSession(connection) as session:
+        async with tenant_session(session, world.b):
+            assert await visible(session) == B
+            await session.rollback()
+        async with (
+            tenant_session(session, world.a)
+            if by_session
+            else tenant_connection(connection, world.a)
+        ):
+            await connection.begin()
+        assert await visible(connection) == []
+        assert await tenant_in_force(connection) is None
+    await engine.dispose()
 
 
 async def test_a_savepoint_in_sql_on_a_scoped_connection(engine: AsyncEngine, world: World) -> None:

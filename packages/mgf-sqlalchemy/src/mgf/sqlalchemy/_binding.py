@@ -151,17 +151,21 @@ class Binding:
     def apply(self, connection: Connection) -> None:
         """Bind the connection's transaction to what is wanted, if it is not.
 
-        With its BEGIN where that is still to come, else at once.
+        With its BEGIN where that is still to come, else at once. Not before SQLAlchemy has told of
+        the transaction, as when a listener to its begin sends a statement: what is applied would
+        be taken for another transaction's.
 
         Raises:
             TenantScopeError: the database has no row-level security, the connection is in
                 AUTOCOMMIT, where a setting is lost with the statement that made it, or two
                 sessions want different tenants on it.
         """
-        if self._is_sending:
+        root = connection.get_transaction()
+        if self._is_sending or root is None:
             return
         wanted = self._agreed()
-        self._see_transaction(connection)
+        if not self._has_seen(root):  # nothing is applied to it
+            self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
         if wanted == self._applied:
             return
         refuse_unscopable(connection)
@@ -192,12 +196,6 @@ class Binding:
         finally:
             self._is_sending = False
         self._applied, self._read_by = wanted, wanted.tenant
-
-    def _see_transaction(self, connection: Connection) -> None:
-        """Notice a transaction that is new: nothing is applied to it."""
-        root = connection.get_transaction()
-        if root is not None and not self._has_seen(root):
-            self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
 
     def _has_seen(self, root: RootTransaction | None) -> bool:
         return root is not None and self._root is not None and self._root() is root
