@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.exc import DBAPIError
 
 from harness.proxy import Proxy, proxied
@@ -67,16 +72,76 @@ async def test_every_connection_of_the_pool_is_checked(url: URL, postgres_url: U
     await engine.dispose()
 
 
+async def closed_while_the_loop_is_blocked(engine: AsyncEngine, server: URL) -> None:
+    first = await backend(engine)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(asyncio.run, run_sql(server, KILL)).result()
+    assert await backend(engine) != first
+    await engine.dispose()
+
+
 async def test_a_closing_that_a_blocked_loop_has_not_seen_yet_is_noticed(
     url: URL, postgres_url: URL
 ) -> None:
     engine = create_engine(url, pool_ping_idle=60)
-    await backend(engine)
-    kill = await asyncio.create_subprocess_exec("sleep", "0")
-    await kill.wait()
-    await asyncio.to_thread(asyncio.run, run_sql(postgres_url, KILL))
-    time.sleep(0.05)  # noqa: ASYNC251 - the loop must not run
-    await backend(engine)
+    await closed_while_the_loop_is_blocked(engine, postgres_url)
+
+
+async def test_the_same_where_there_is_no_poll(
+    url: URL, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, and where gevent has replaced it."""
+    monkeypatch.delattr(select, "poll")
+    engine = create_engine(url, pool_ping_idle=60)
+    await closed_while_the_loop_is_blocked(engine, postgres_url)
+
+
+async def test_the_same_with_a_connection_of_the_users_making(postgres_url: URL) -> None:
+    """Whose socket is not known."""
+
+    async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
+        return await asyncpg.connect(*arguments, server_settings=named, **options)
+
+    named = {"application_name": "pooled"}
+    arguments = {"async_creator_fn": connect}
+    engine = create_engine(postgres_url, pool_ping_idle=60, connect_args=arguments)
+    await closed_while_the_loop_is_blocked(engine, postgres_url)
+
+
+async def test_a_connection_that_was_closed_at_rest_is_replaced(url: URL) -> None:
+    engine = create_engine(url, pool_ping_idle=60)
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+    first = await backend(engine)
+    await driver.close()
+    assert await backend(engine) != first
+    await engine.dispose()
+
+
+class _Other(PGDialectAsync_psycopg):
+    """A driver that this package knows nothing about: it has the name of none that it knows."""
+
+    driver = "other"
+    supports_statement_cache = True
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: URL) -> type[_Other]:
+        return cls
+
+
+async def test_a_driver_that_is_not_known(postgres_url: URL) -> None:
+    registry.register("postgresql.other", __name__, _Other.__name__)
+    engine = create_engine(
+        postgres_url.set(drivername="postgresql+other").update_query_dict(
+            {"application_name": "pooled"}
+        ),
+        pool_ping_idle=0,
+    )
+    assert engine.dialect.driver == "other"
+    first = await backend(engine)
+    assert await backend(engine) == first
+    await run_sql(postgres_url, KILL)
+    assert await backend(engine) != first
     await engine.dispose()
 
 
@@ -117,6 +182,19 @@ async def test_a_ping_after_a_rest_costs_one_round_trip(proxy: Proxy) -> None:
         await backend(engine)
         await backend(engine)
     assert await turnarounds(pinged, proxy) == await turnarounds(plain, proxy) + 1
+    await plain.dispose()
+    await pinged.dispose()
+
+
+async def test_a_rest_is_measured_from_the_last_use(proxy: Proxy) -> None:
+    plain = create_engine(proxy.url, pool_pre_ping=False)
+    pinged = create_engine(proxy.url, pool_ping_idle=0.5)
+    for engine in (plain, pinged):
+        await backend(engine)
+    await asyncio.sleep(0.5)
+    assert await turnarounds(pinged, proxy) > (unpinged := await turnarounds(plain, proxy))
+    # Under load any two uses may be that far apart, but not all.
+    assert min([await turnarounds(pinged, proxy) for _ in range(20)]) == unpinged
     await plain.dispose()
     await pinged.dispose()
 

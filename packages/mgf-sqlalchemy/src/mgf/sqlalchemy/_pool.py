@@ -13,7 +13,6 @@ import os
 import select
 import socket
 import time
-import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -110,15 +109,14 @@ class _Validator:
 
 class _AsyncpgValidator(_Validator):
     def note_connect(self, record: ConnectionPoolEntry) -> None:
-        record.info[_LOOP] = weakref.ref(asyncio.get_running_loop())
+        record.info[_LOOP] = asyncio.get_running_loop()
 
     def is_of_this_loop(self, record: ConnectionPoolEntry) -> bool:
-        made_by = record.info[_LOOP]()
-        return made_by is asyncio.get_running_loop()
+        return record.info[_LOOP] is asyncio.get_running_loop()
 
     def is_closed(self, connection: Any) -> bool:
         driver = connection.driver_connection
-        if not driver.is_closed() and _may_have_news(driver):
+        if _may_have_news(driver):
             connection.run_async(_let_loop_turn)
         return bool(driver.is_closed())
 
@@ -139,9 +137,6 @@ class _PsycopgValidator(_Validator):
     def ping(self, connection: Any) -> bool:
         answered: bool = connection.run_async(_answers(_select_1_alone, give_up=_hang_up))
         return answered
-
-    def terminate(self, connection: Any) -> None:
-        _hang_up(connection.driver_connection)
 
 
 _VALIDATORS: dict[str, type[_Validator]] = {
@@ -180,12 +175,10 @@ def _answers(
             await asyncio.wait({question}, timeout=_PING_TIMEOUT)
         finally:
             if not question.done():
+                # It ends with its connection, and is awaited: the driver lets go of its socket
+                # then. No cancellation, which psycopg answers by asking the server for one, for 5
+                # seconds.
                 give_up(driver)
-                # psycopg answers a cancellation by asking the server for one, for 5 seconds:
-                # let it see the end of its socket first.
-                await asyncio.wait({question}, timeout=0.5)
-                question.cancel()
-                # Soon over, and to be awaited: the driver lets go of its socket at its end.
                 await asyncio.wait({question})
         return _has_succeeded(question)
 
@@ -202,35 +195,29 @@ async def _select_1(driver: Any) -> None:
 
 
 def _terminate(driver: Any) -> None:
-    try:
+    # RuntimeError: the loop that the connection was made in is closed. asyncpg counts it as closed
+    # all the same, and its socket goes with the garbage collection.
+    with suppress(RuntimeError):
         driver.terminate()
-    except RuntimeError:
-        # The loop that the connection was made in is closed. asyncpg counts the connection as
-        # closed all the same, and its socket goes with the garbage collection.
-        if not driver.is_closed():
-            raise
 
 
 async def _select_1_alone(driver: Any) -> None:
-    # With autocommit on, psycopg sends no BEGIN before it and needs no ROLLBACK after it.
+    # With autocommit on, psycopg sends no BEGIN before it and needs no ROLLBACK after it. Where it
+    # fails, the connection is not used any more.
     autocommit = driver.autocommit
     await driver.set_autocommit(True)
-    try:
-        await driver.execute("SELECT 1")
-    finally:
-        if not driver.closed:
-            await driver.set_autocommit(autocommit)
+    await driver.execute("SELECT 1")
+    await driver.set_autocommit(autocommit)
 
 
 def _hang_up(driver: Any) -> None:
     """Shut the socket down, so that psycopg sees its end instead of waiting for the server.
 
-    On a duplicate: closing the descriptor itself would leave it registered with the loop.
+    On a duplicate: closing the descriptor itself would take the end from the loop's sight.
     """
-    if not driver.closed:
-        duplicate = socket.socket(fileno=os.dup(driver.fileno()))
-        with duplicate, suppress(OSError):  # the other side may have been first
-            duplicate.shutdown(socket.SHUT_RDWR)
+    duplicate = socket.socket(fileno=os.dup(driver.fileno()))
+    with duplicate, suppress(OSError):  # the other side may have been first
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _is_readable(descriptor: int) -> bool:
