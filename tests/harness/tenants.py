@@ -126,6 +126,17 @@ class Both:
     name: str
 
 
+class BaseOfCountry(DeclarativeBase):
+    """One of the tables, with a key that is unique for each tenant alone."""
+
+
+class InvoiceOfCountry(BaseOfCountry):
+    __tablename__ = "invoice"
+
+    country_code: Mapped[str] = mapped_column(primary_key=True)
+    note: Mapped[str]
+
+
 class BaseWithComposite(DeclarativeBase):
     """One of the tables, with its columns seen as one value."""
 

@@ -18,6 +18,7 @@ from harness.tenants import (
     Country,
     CountryWithAll,
     Invoice,
+    InvoiceOfCountry,
     InvoiceWithAll,
     Label,
     Line,
@@ -350,6 +351,58 @@ async def test_a_delete_rolled_back_in_another_scope_serves_nothing_there(
     async with tenant_session(session, world.b):
         await savepoint.rollback()
         assert await session.get(Invoice, world.ids["a1"]) is None
+
+
+async def test_a_delete_rolled_back_in_another_scope_does_not_mix_rows_of_the_same_key(
+    session: AsyncSession, world: World
+) -> None:
+    """A key of the mapping may be unique for each tenant alone."""
+    session.add(Country(code=(code := uuid4().hex), name="shared"))
+    await session.commit()
+    for tenant, note in ((world.a, "for a"), (world.b, "for b")):
+        async with tenant_session(session, tenant):
+            session.add(Invoice(note=note, country_code=code))
+            await session.commit()
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(InvoiceOfCountry, code)
+        savepoint = await session.begin_nested()
+        await session.delete(mine)
+        await session.flush()
+        async with tenant_session(session, world.b):
+            await savepoint.rollback()
+            assert (await session.get_one(InvoiceOfCountry, code)).note == "for b"
+        assert mine.note == "for a"
+
+
+async def test_a_delete_rolled_back_in_its_own_scope_brings_the_object_back(
+    session: AsyncSession, world: World
+) -> None:
+    async with tenant_session(session, world.a):
+        invoice = await session.get_one(Invoice, world.ids["a1"])
+        savepoint = await session.begin_nested()
+        await session.delete(invoice)
+        await session.flush()
+        async with tenant_session(session, world.b):
+            assert await visible(session) == ["b1", "b2"]
+        await savepoint.rollback()
+        invoice.note = "changed"
+        await session.commit()
+    assert await world.notes(world.a) == ["a2", "changed"]
+
+
+async def test_a_delete_of_an_object_of_no_tenant_rolled_back_after_the_scope(
+    session: AsyncSession, world: World
+) -> None:
+    session.add(country := Country(code=uuid4().hex, name="shared"))
+    await session.commit()
+    async with tenant_session(session, world.a):
+        savepoint = await session.begin_nested()
+        await session.delete(country)
+        await session.flush()
+    await savepoint.rollback()
+    assert country in session
+    await session.refresh(country)
+    assert country.name == "shared"
 
 
 async def test_objects_cannot_be_read_on_from_a_result_of_another_scope(

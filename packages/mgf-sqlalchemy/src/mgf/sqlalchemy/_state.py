@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session, object_session
 
@@ -71,7 +71,6 @@ class SessionState:
     """
 
     loud: bool
-    was_scoped: bool = False
     # Of the open transaction, and of past ones as long as somebody holds them.
     connections: WeakList[Connection] = field(default_factory=WeakList[Connection])
     _frames: list[ScopeFrame] = field(default_factory=list[ScopeFrame])
@@ -252,12 +251,28 @@ class SessionState:
             else:
                 self._reloaded[id(one)] = before.union(names)
 
+    def take_back(self, session: Session, one: object, deleted_for: UUID | None) -> None:
+        """Take back an object whose DELETE was rolled back, maybe in another tenant's scope.
+
+        There it would be filled from that tenant's row of the same key.
+
+        Args:
+            session: the session, which holds it again.
+            one: the object.
+            deleted_for: the tenant that was in force at the DELETE.
+        """
+        if deleted_for == self.tenant:
+            return
+        if one in self._tenantless:
+            session.expire(one)
+        else:
+            session.expunge(one)
+
     def note_ending(self) -> None:
         """Remember that values of objects which were set aside may be out of date."""
         self._endings += 1
 
     def _tell_connections(self) -> None:
-        self.was_scoped = True
         for connection in self.connections.living():
             if not connection.closed:
                 binding = binding_of(connection)
@@ -319,9 +334,15 @@ def _refresh(one: object, _context: Any, names: Iterable[str] | None) -> None:
         state.note_load(one, names)
 
 
+# In what an object's state carries for others.
+_DELETED_FOR = "mgf.sqlalchemy.deleted_for"
+
+
+@event.listens_for(Session, "persistent_to_deleted")
+def _persistent_to_deleted(session: Session, one: object) -> None:
+    inspect(one).info[_DELETED_FOR] = state_of(session).tenant
+
+
 @event.listens_for(Session, "deleted_to_persistent")
-def _deleted_to_persistent(session: Session, instance: object) -> None:
-    # A rolled back DELETE brings the object back, maybe into another tenant's scope: let the
-    # next use of it ask the database.
-    if state_of(session).was_scoped:
-        session.expire(instance)
+def _deleted_to_persistent(session: Session, one: object) -> None:
+    state_of(session).take_back(session, one, inspect(one).info.pop(_DELETED_FOR, None))
