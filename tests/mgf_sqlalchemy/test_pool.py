@@ -268,7 +268,9 @@ async def test_a_notice_at_rest_does_not_cost_the_connection(url: URL, postgres_
     await engine.dispose()
 
 
-def test_an_engine_can_be_used_by_one_event_loop_after_another(url: URL) -> None:
+def test_an_engine_can_be_used_by_one_event_loop_after_another(
+    url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = create_engine(url, pool_size=1, max_overflow=0)
 
     async def twice() -> None:
@@ -282,6 +284,7 @@ def test_an_engine_can_be_used_by_one_event_loop_after_another(url: URL) -> None
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(twice())
         second.run(last())
+    assert not caplog.records
 
 
 async def test_the_validation_survives_dispose(url: URL, postgres_url: URL) -> None:
