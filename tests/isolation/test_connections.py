@@ -471,3 +471,32 @@ async def test_a_connection_handed_to_an_opened_session_is_left_without_a_tenant
         assert await visible(connection) == []
         async with tenant_connection(connection, world.b):
             assert await visible(connection) == B
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+async def test_a_session_lets_go_of_a_connection_that_it_was_handed(
+    engine: AsyncEngine, world: World, scoped: bool
+) -> None:
+    async with engine.connect() as connection:
+        sessionmaker = create_sessionmaker(engine, binds={Invoice: connection})
+        async with sessionmaker() as session:
+            notes = select(Invoice.note).order_by(Invoice.note)
+            if scoped:
+                async with tenant_session(session, world.a):
+                    assert list(await session.scalars(notes)) == A
+            else:
+                assert list(await session.scalars(notes)) == []
+        async with tenant_connection(connection, world.b):
+            assert await visible(connection) == B
+        assert session is not None
+
+
+async def test_a_session_that_required_a_tenant_leaves_a_connection_that_it_was_handed(
+    engine: AsyncEngine, world: World
+) -> None:
+    async with engine.connect() as connection:
+        assert await visible(connection) == []
+        handed = {"bind": connection.sync_connection}
+        async with create_sessionmaker(engine, require_tenant=True)() as session:
+            await session.execute(text("SELECT 1"), bind_arguments=handed)
+        assert await visible(connection) == []

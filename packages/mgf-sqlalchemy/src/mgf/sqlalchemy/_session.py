@@ -99,15 +99,13 @@ class _OpenedScope(AbstractAsyncContextManager[AsyncSession]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        is_closed = False
         try:
             if _closes_at_once(self._session):
                 self._session.sync_session.close()
             else:
                 await self._session.__aexit__(exc_type, exc, traceback)
-            is_closed = True
         finally:
-            self._scope.leave(is_closed=is_closed)
+            self._scope.leave()
 
 
 def _closes_at_once(session: AsyncSession) -> bool:

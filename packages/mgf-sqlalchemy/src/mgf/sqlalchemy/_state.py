@@ -81,8 +81,7 @@ class SessionState:
         default_factory=dict[int, frozenset[str] | None]
     )
     _endings: int = 0
-    _watches_end: bool = False
-    # Told by `end`, so only of a transaction that does not take its connection along.
+    # The last transaction; a connection that was handed to the session may go on without it.
     _has_ended: bool = False
 
     # A session keeps what it read: no other tenant may be put on top of it.
@@ -156,18 +155,6 @@ class SessionState:
         finally:
             self._tell_connections()
 
-    def leave_closed(self, frame: ScopeFrame) -> None:
-        """Leave the outermost scope of a session that was closed, and so holds nothing.
-
-        A connection that it was handed is open still, maybe in the transaction that was bound.
-
-        Raises:
-            TenantScopeError: as `leave`.
-        """
-        self._remove(frame)
-        self._has_ended = True
-        self._tell_connections()
-
     def _remove(self, frame: ScopeFrame) -> None:
         if frame is self._frames[-1]:
             self._frames.pop()
@@ -219,7 +206,6 @@ class SessionState:
             # Somebody else may hold this connection, with a transaction or a savepoint open, and
             # go on with it when the session has ended its own.
             binding.hook()
-            self._watch_end(session)
             return
         if self.setting == UNBOUND:
             return
@@ -230,17 +216,11 @@ class SessionState:
             binding.hook()
             raise
 
-    def _watch_end(self, session: Session) -> None:
-        if not self._watches_end:
-            self._watches_end = True
-            event.listen(session, "after_transaction_end", _after_transaction_end)
-
     def end(self) -> None:
         """Say nothing more about connections whose transactions of the session have ended."""
         self._has_ended = True
         if not self._frames:
-            for connection in self.connections.living():
-                binding_of(connection).remove(self)
+            self._tell_connections()
 
     def note_load(self, one: object, names: Iterable[str] | None) -> None:
         """Remember that an object of no tenant was loaded again: it may be mapped to a view."""
@@ -308,9 +288,10 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         state_of(session).begin(session, connection)
 
 
+@event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        state_of(session).end()
+    if transaction.parent is None and (state := known_state(session)) is not None:
+        state.end()
 
 
 @event.listens_for(Session, "after_soft_rollback")

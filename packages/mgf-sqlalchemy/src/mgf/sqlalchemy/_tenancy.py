@@ -209,15 +209,11 @@ class SessionScope(AbstractAsyncContextManager[_Session]):
         finally:
             self.leave()
 
-    def leave(self, *, is_closed: bool = False) -> None:
-        """Leave the scope, of a session that has been closed or not; see `SessionState.leave`."""
+    def leave(self) -> None:
+        """Leave the scope; see `SessionState.leave`."""
         frame, self._frame = self._frame, None
-        if frame is None:
-            return
-        session = self._session.sync_session
-        if is_closed:
-            state_of(session).leave_closed(frame)
-        else:
+        if frame is not None:
+            session = self._session.sync_session
             state_of(session).leave(session, frame)
 
 
