@@ -129,6 +129,22 @@ async def test_a_full_pool_on_a_full_server_is_busy_but_on_one_that_refuses_it_f
     await run_sql(server, "DROP ROLE two")
 
 
+async def test_on_a_full_server_a_process_with_connections_in_use_is_busy_but_one_without_failed(
+    server: URL,
+) -> None:
+    await run_sql(server, "CREATE ROLE few LOGIN CONNECTION LIMIT 1 PASSWORD 'few'")
+    url = server.set(drivername="postgresql+asyncpg", username="few", password="few")
+    async with service(url, timeout=60) as working, service(url, timeout=60) as starved:
+        async with working.engine.connect() as held:
+            await held.execute(text("SELECT 1"))
+            # Its pool could hold another one.
+            assert pool_figures(working.engine)["limit"] == 2
+            assert await working.ask() == answer(200, "busy")
+            assert await starved.ask() == answer(503, "failed")
+        assert await working.ask() == answer(200, "ok")
+    await run_sql(server, "DROP ROLE few")
+
+
 async def test_a_database_that_refuses_is_not_ready_and_tells_no_secret(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 
 from mgf.common.exceptions import AppConfigError
 from mgf.fastapi.db._databases import engine_key
-from mgf.fastapi.db._pool import is_full
+from mgf.fastapi.db._pool import is_full, pool_figures
 from mgf.fastapi.db._trouble import driver_message
 from mgf.sqlalchemy.errors import sqlstate
 
@@ -47,8 +47,9 @@ async def check_database(engine: AsyncEngine) -> Health:
     """Ask the database for a sign of life, and wait for no other user of the pool.
 
     Where the pool has a connection to give, that one is used. Where all are in use, the database
-    is asked over a connection of its own, which is closed afterwards: if it answers, or says
-    that it has too many clients, the process is ``BUSY``. psycopg gives no SQLSTATE for a
+    is asked over a connection of its own, which is closed afterwards: if it answers, the process
+    is ``BUSY``. So it is when the database says that it has too many clients, while connections of
+    the pool are in use; one that has none can serve nobody. psycopg gives no SQLSTATE for a
     connection that was not made: with it too many clients are an error like any other.
 
     It waits for the database as long as the driver does: give it a time limit.
@@ -57,18 +58,16 @@ async def check_database(engine: AsyncEngine) -> Health:
         sqlalchemy.exc.DBAPIError: the database cannot be reached, or refuses.
         OSError: the same, from an engine that `mgf.sqlalchemy.create_engine` did not make.
     """
-    if not is_full(engine):
-        # Nothing is awaited between the look at the pool and the checkout.
-        await _ping(engine)
-        return Health.OK
-    spare = sqlalchemy.ext.asyncio.create_async_engine(engine.url, pool=engine.pool.recreate())
     try:
-        await _ping(spare)
+        # Nothing is awaited between the look at the pool and the checkout.
+        if not is_full(engine):
+            await _ping(engine)
+            return Health.OK
+        await _ping_apart(engine)
     except Exception as exc:
-        if sqlstate(exc) != _TOO_MANY_CONNECTIONS:
+        in_use = pool_figures(engine).get("checked_out", 0)
+        if sqlstate(exc) != _TOO_MANY_CONNECTIONS or not in_use:
             raise
-    finally:
-        await spare.dispose()
     return Health.BUSY
 
 
@@ -122,6 +121,14 @@ def _answer(body: dict[str, Any], status: int = 200) -> JSONResponse:
 async def _ping(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         await connection.execute(select(1))
+
+
+async def _ping_apart(engine: AsyncEngine) -> None:
+    spare = sqlalchemy.ext.asyncio.create_async_engine(engine.url, pool=engine.pool.recreate())
+    try:
+        await _ping(spare)
+    finally:
+        await spare.dispose()
 
 
 async def _check_own(app: FastAPI) -> Health:
