@@ -136,3 +136,17 @@ def test_the_new_role_can_be_made_before_while_the_former_one_works(roles: Datab
     roles.owner.commit()
 
     assert roles.ask(HELD, role="app") == before
+
+
+def test_a_revision_can_be_written_before_its_role_is_made(
+    project: Project, empty: Database
+) -> None:
+    metadata = MetaData()
+    tenant_table()(Table("note", metadata, key(), tenant_id()))
+    protect_metadata(metadata, role="mgf_unmade")
+    arguments = {"database_url": empty.url, "target_metadata": metadata}
+
+    command.revision(project.config(**arguments), autogenerate=True)
+
+    (script,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "op.protect_table(" in script.read_text()

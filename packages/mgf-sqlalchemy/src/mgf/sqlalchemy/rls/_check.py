@@ -37,7 +37,13 @@ _BARE = text(
     ORDER BY name
     """
 ).bindparams(bindparam("names", type_=ARRAY(Text)))
-_MEMBER_OF = text("SELECT rolname FROM pg_roles WHERE pg_has_role(:role, oid, 'MEMBER')")
+# None where the role is not made yet, as when its first migration is being written.
+_MEMBER_OF = text(
+    """
+    SELECT other.rolname FROM pg_roles AS app, pg_roles AS other
+    WHERE app.rolname = :role AND pg_has_role(app.oid, other.oid, 'MEMBER')
+    """
+)
 
 
 class UnprotectedViewWarning(UserWarning):
