@@ -72,13 +72,10 @@ def leave_behind(work: Any) -> None:
 
 
 async def test_a_task_that_is_left_in_mid_query_costs_neither_the_answer_nor_the_connection(
-    world: World,
+    url: URL, world: World
 ) -> None:
-    """As gather() leaves one, when another of its awaitables has raised.
-
-    With psycopg, whose connections let one wait for another, the answer waits for the query.
-    """
-    app = make_app(router, world.app, pool_timeout=60)
+    """As gather() leaves one, when another of its awaitables has raised."""
+    app = make_app(router, url, pool_timeout=60)
 
     @app.get("/left")
     async def leave(session: TenantSessionDep) -> None:
@@ -143,9 +140,12 @@ async def test_a_task_that_is_left_in_its_commit_leaves_other_sockets_alone(
                 await asyncio.wait_for(echo(port), 60)
         finally:
             proxy.release_answers()
-            with pytest.raises(IllegalStateChangeError):
-                await leaving
+            (outcome,) = await asyncio.gather(leaving, return_exceptions=True)
             await asyncio.gather(*tasks, return_exceptions=True)
+        # psycopg's commit may be over by the time that the server has been asked to end it.
+        assert isinstance(outcome, IllegalStateChangeError) or (
+            outcome is None and "psycopg" in url.drivername
+        )
         assert pool_figures(app.state.mgf_db_engine)["checked_out"] == 0
         async with session_scope(app, world.b) as session:
             assert await visible(session) == ["b1", "b2"]

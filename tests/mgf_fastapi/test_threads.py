@@ -227,13 +227,13 @@ MIDDLEWARES = pytest.mark.parametrize("middlewares", [[], [CancelOnDisconnect]])
 async def test_a_client_that_leaves_a_thread_in_mid_statement(
     url: URL, world: World, middlewares: list[Any]
 ) -> None:
-    """A cancelled request ends its session, which with psycopg waits for the statement."""
+    """A cancelled request ends its session, and with it the statement."""
     async with left_by_its_client(url, world, "/asleep", middlewares) as (app, client, writer, end):
         async with asyncio.timeout(60):
             while not (pids := await world.truth(SLEEPING, world.owner.database)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         writer.transport.abort()
-        if not middlewares or "psycopg" in url.drivername:
+        if not middlewares:
             await world.truth("SELECT pg_cancel_backend($1)", *pids)
         await asyncio.wait_for(end.wait(), 60)
         assert await left_behind(app.state.mgf_db_engine, world.owner, patience=60) == Left(0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine, Result
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import SessionTransaction
+
+
+# Seconds, as psycopg allows itself.
+_CANCEL_WITHIN = 5.0
 
 
 class SessionEndedError(OperationError):
@@ -77,6 +81,15 @@ class EndingSession(Session):
                 "database takes StreamingSessionDep"
             )
 
+    async def interrupt(self) -> None:
+        """With psycopg, ask the server to end what other tasks do: closing would wait for that.
+
+        With asyncpg it does not wait, and they lose their connection.
+        """
+        drivers = [one.driver_connection for one in map(_adapted_psycopg, self.connections) if one]
+        if at_work := [one for one in drivers if one.lock.locked()]:
+            await finish(_cancel(at_work))
+
     def drop(self) -> None:
         """Close what connections are left, with whatever another task is doing on them."""
         for connection in list(self.connections):
@@ -94,10 +107,10 @@ def _between_statements(connection: Connection) -> Generator[None]:
     next socket gets the same number, and fails, or waits for ever. asyncpg's transport is the
     loop's own.
     """
-    if connection.closed or connection.invalidated or connection.dialect.driver != "psycopg":
+    adapted = _adapted_psycopg(connection)
+    if adapted is None:
         yield
         return
-    adapted: Any = connection.connection.dbapi_connection
     adapted.run_async(_acquire)
     try:
         yield
@@ -105,8 +118,25 @@ def _between_statements(connection: Connection) -> Generator[None]:
         adapted.driver_connection.lock.release()
 
 
+def _adapted_psycopg(connection: Connection) -> Any:
+    """Return psycopg's connection as SQLAlchemy adapts it; None for another driver's, or none."""
+    if connection.closed or connection.invalidated or connection.dialect.driver != "psycopg":
+        return None
+    return connection.connection.dbapi_connection
+
+
 async def _acquire(driver: Any) -> None:
     await driver.lock.acquire()
+
+
+async def _cancel(drivers: list[Any]) -> None:
+    """Ask for the end of statements; where that fails they are waited for.
+
+    A server that has answered means no later statement, such as one of the connection's next user.
+    """
+    for one in drivers:
+        with suppress(Exception):
+            await one.cancel_safe(timeout=_CANCEL_WITHIN)
 
 
 class _Closing:
@@ -132,7 +162,7 @@ class open_session(AbstractAsyncContextManager["AsyncSession"]):  # noqa: N801 -
     """Open a session, scoped to a tenant unless that is None; close and end it afterwards.
 
     Its connections are given back in any case, also when a task that the block has left behind is
-    in the middle of a statement.
+    in the middle of a statement, which is ended.
     """
 
     def __init__(
@@ -154,10 +184,13 @@ class open_session(AbstractAsyncContextManager["AsyncSession"]):  # noqa: N801 -
     ) -> None:
         # A factory that somebody put in the place of ours makes sessions of another class.
         ending = getattr(self._session, "sync_session", None)
-        if isinstance(ending, EndingSession):
-            ending.is_ended = True
         try:
-            await self._opening.__aexit__(exc_type, exc, traceback)
+            try:
+                if isinstance(ending, EndingSession):
+                    ending.is_ended = True
+                    await ending.interrupt()
+            finally:
+                await self._opening.__aexit__(exc_type, exc, traceback)
         except BaseException as error:
             # A cancellation may be raised instead of what closing failed with.
             if isinstance(ending, EndingSession):
