@@ -18,6 +18,7 @@ from harness.schemas import key, tenant_id
 from harness.servers import dsn
 from mgf.common.exceptions import AppConfigError, AppError
 from mgf.sqlalchemy.rls import (
+    Grant,
     compare_protection,
     ensure_app_role,
     expected_protection,
@@ -263,3 +264,16 @@ class TestGrants:
         with pytest.raises(AppError, match=r"for role 'app', not for "):
             ensure_app_role(database.owner, f"other_{uuid4().hex}", metadata=metadata)
         database.owner.rollback()
+
+
+def test_another_role_that_is_declared_and_missing_is_named(database: Database, name: str) -> None:
+    before, after = MetaData(), MetaData()
+    for metadata in (before, after):
+        tenant_table()(Table("note", metadata, key(), tenant_id()))
+    ensure(database, name)
+    protect_metadata(before, role=name)
+    protect_metadata(after, role=name, grants=[Grant("SELECT", "note", to="mgf nobody")])
+    database.create(before)
+
+    with pytest.raises(AppConfigError, match="there is no role 'mgf nobody'; make it"):
+        ensure(database, name, metadata=after)

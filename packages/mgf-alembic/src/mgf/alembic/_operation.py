@@ -27,7 +27,7 @@ _FIXES = {
     "42P01": "create it before, or correct its name or schema",
     "42703": "create the column before, or correct its name",
     "42710": "drop the one that is there before, with op.drop_policy(), or take another name",
-    "42704": "create it before, or correct its name",
+    "42704": "create it before (a role: ensure_app_role() or CREATE ROLE), or correct its name",
     "42P07": "drop the one that is there before, or take another name",
     "3F000": "create the schema before, or correct its name",
 }

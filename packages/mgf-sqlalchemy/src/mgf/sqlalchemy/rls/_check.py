@@ -37,11 +37,11 @@ _BARE = text(
     ORDER BY name
     """
 ).bindparams(bindparam("names", type_=ARRAY(Text)))
-# None where the role is not made yet, as when its first migration is being written.
+# Nothing where there is no such role yet, as when a first revision is written.
 _MEMBER_OF = text(
     """
-    SELECT other.rolname FROM pg_roles AS app, pg_roles AS other
-    WHERE app.rolname = :role AND pg_has_role(app.oid, other.oid, 'MEMBER')
+    SELECT one.rolname FROM pg_roles AS app JOIN pg_roles AS one
+    ON app.rolname = :role AND pg_has_role(app.oid, one.oid, 'MEMBER')
     """
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, text
 
@@ -20,16 +20,35 @@ from mgf.sqlalchemy.rls._state import Protection
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from sqlalchemy import Connection, MetaData, Table
+    from sqlalchemy import Connection, MetaData, Row, Table
 
     from mgf.sqlalchemy.rls._state import Grant
 
+_ROLES = text(
+    "SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname IN :roles"
+).bindparams(bindparam("roles", expanding=True))
 _USABLE_SCHEMAS = text(
     """
     SELECT nspname FROM pg_namespace
     WHERE nspname IN :schemas AND has_schema_privilege(:role, oid, 'USAGE')
     """
 ).bindparams(bindparam("schemas", expanding=True))
+
+
+def find_roles(connection: Connection, names: Collection[str]) -> dict[str, Row[Any]]:
+    """Return what roles are exempt from, by their names.
+
+    Raises:
+        AppConfigError: one does not exist; the first is named.
+    """
+    found = {row.rolname: row for row in connection.execute(_ROLES, {"roles": list(names)})}
+    for name in names:
+        if name not in found:
+            raise AppConfigError(
+                f"there is no role {name!r}; make it before the tables, with "
+                f"ensure_app_role(connection, {name!r}) or CREATE ROLE"
+            )
+    return found
 
 
 def missing_grants(
@@ -53,7 +72,8 @@ def repair_grants(connection: Connection, metadata: MetaData, role: str) -> None
     """Grant and revoke until the role and PUBLIC may do what is declared, on what is there.
 
     Raises:
-        AppConfigError: the metadata is not protected, or for another role.
+        AppConfigError: the metadata is not protected, or for another role, or names a role that
+            does not exist.
     """
     plan = Plan(metadata, schema_map(connection))
     if plan.settings.role != role:
@@ -61,6 +81,7 @@ def repair_grants(connection: Connection, metadata: MetaData, role: str) -> None
             f"this metadata is protected for role {plan.settings.role!r}, not for {role!r}; make "
             "them the same"
         )
+    find_roles(connection, sorted(plan.roles))
     default = connection.dialect.default_schema_name
     tables = [plan.protection(table) for table in plan.tables]
     tables += [protection for _, protection in partitions(connection, plan)]

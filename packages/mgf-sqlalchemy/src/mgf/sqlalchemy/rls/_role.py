@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
@@ -13,7 +13,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 from mgf.common.exceptions import AppConfigError, OperationError
 from mgf.sqlalchemy.errors import sqlstate
 from mgf.sqlalchemy.rls._ddl import GrantPrivileges
-from mgf.sqlalchemy.rls._grants import repair_grants
+from mgf.sqlalchemy.rls._grants import find_roles, repair_grants
 from mgf.sqlalchemy.rls._names import PUBLIC, check_name
 from mgf.sqlalchemy.rls._password import scram_verifier
 from mgf.sqlalchemy.rls._scratch import is_autocommit
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData, Row
     from sqlalchemy.sql.compiler import DDLCompiler
 
-_ROLES = text(
-    "SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname IN :roles"
-).bindparams(bindparam("roles", expanding=True))
 _EXEMPT_MEMBERSHIP = text(
     """
     SELECT rolname FROM pg_roles
@@ -101,7 +98,7 @@ def ensure_app_role(
     Raises:
         AppConfigError: the role is a superuser, the connection's own, or a member of one that no
             policy holds; the connection's role may not make or change it; the password cannot
-            be used.
+            be used; another role that `metadata` names does not exist.
         OperationError: PostgreSQL refused for another reason.
     """
     check_name("the role's name", name)
@@ -178,15 +175,7 @@ def check_roles(connection: Connection, app: str, others: Iterable[str]) -> None
         AppConfigError: a role does not exist, or the application's is exempt from policies, or
             would own the tables that this connection creates.
     """
-    found = {
-        row.rolname: row for row in connection.execute(_ROLES, {"roles": sorted({app, *others})})
-    }
-    for name in (app, *sorted(others)):
-        if name not in found:
-            raise AppConfigError(
-                f"there is no role {name!r}; make it before the tables, with "
-                f"ensure_app_role(connection, {name!r}) or CREATE ROLE"
-            )
+    found = find_roles(connection, (app, *sorted(others)))
     if found[app].rolsuper or found[app].rolbypassrls:
         what = "is a superuser" if found[app].rolsuper else "has BYPASSRLS"
         raise AppConfigError(
