@@ -14,7 +14,9 @@ from sqlalchemy import Column, MetaData, Table, Text
 from harness.schemas import Database, key, refers_to, tenant_id
 from harness.servers import new_database
 from mgf.sqlalchemy.rls import (
+    Grant,
     child_table,
+    ensure_app_role,
     invoker_view,
     protect_metadata,
     read_protection,
@@ -68,8 +70,16 @@ def models() -> MetaData:
     country = Table("country", metadata, Column("code", Text, primary_key=True))
     shared_table(reason="the world has one list")(country)
     invoker_view("note", metadata, sa.select(invoice.c.note).where(invoice.c.note != "50%:x"))
-    protect_metadata(metadata, role="app")
+    columns = Grant("SELECT", invoice, to="mgf_reader", columns=["note", "id"])
+    protect_metadata(metadata, role="app", grants=[columns])
     return metadata
+
+
+@pytest.fixture
+def empty(empty: Database) -> Database:
+    ensure_app_role(empty.owner, "mgf_reader", login=False)
+    empty.owner.commit()
+    return empty
 
 
 def catalog(empty: Database) -> dict[str, Any]:
@@ -178,6 +188,18 @@ DRIFT = {
     "grants on a table and on its column": """
         GRANT INSERT ON country TO app;
         GRANT INSERT (code), UPDATE (code) ON country TO app
+    """,
+    "missing grant on a column": 'REVOKE SELECT (note) ON "Invoice" FROM mgf_reader',
+    "extra grant on a column beside declared ones": """
+        GRANT SELECT (tenant_id), UPDATE (id) ON "Invoice" TO mgf_reader
+    """,
+    "grant on the table of declared columns": 'GRANT SELECT, INSERT ON "Invoice" TO mgf_reader',
+    "grant on the table instead of declared columns": """
+        REVOKE SELECT (id) ON "Invoice" FROM mgf_reader;
+        GRANT SELECT ON "Invoice" TO mgf_reader WITH GRANT OPTION
+    """,
+    "grant option on a declared column": """
+        GRANT SELECT (id) ON "Invoice" TO mgf_reader WITH GRANT OPTION
     """,
     "missing index": 'DROP INDEX "ix_Invoice_tenant_id"',
     "missing grant": "REVOKE INSERT ON line FROM app",

@@ -369,12 +369,42 @@ class TestPolicies:
         with pytest.raises(AppConfigError, match=r"a grant to 'reader' is for table"):
             protect_metadata(metadata, role="app", grants=[Grant("SELECT", "x", to="reader")])
 
-    def test_a_grant_on_columns_is_refused(self, metadata: MetaData, invoice: Table) -> None:
-        """PostgreSQL takes it back with what was granted on the table too much."""
-        grant = Grant("SELECT", invoice, to="reader", columns=["id"])
+    @pytest.mark.parametrize(
+        ("privileges", "columns", "message"),
+        [
+            ("SELECT", ["id", "nosuch"], r"column 'nosuch' of table 'invoice', which has .*'id'"),
+            (["SELECT", "DELETE"], "id", r"DELETE on columns \('id',\) .*on the table"),
+            ("ALL", (), r"ALL .*name the privileges"),
+            ("ALL", "id", r"ALL .*name the privileges"),
+        ],
+    )
+    def test_a_grant_that_cannot_be_compared_is_refused(
+        self, metadata: MetaData, invoice: Table, privileges: Any, columns: Any, message: str
+    ) -> None:
+        grant = Grant(privileges, invoice, to="reader", columns=columns)
 
-        with pytest.raises(AppConfigError, match=r"for columns \('id',\).*invoker_view"):
+        with pytest.raises(AppConfigError, match=f"a grant to 'reader' .*{message}"):
             protect_metadata(metadata, role="app", grants=[grant])
+
+    def test_a_grant_is_on_columns_by_their_names_or_attributes(self, metadata: MetaData) -> None:
+        columns = key(), tenant_id(), Column("Body", Text, key="body")
+        note = tenant_table()(Table("note", metadata, *columns))
+        protect_metadata(
+            metadata,
+            role="app",
+            grants=[
+                Grant("SELECT", note, to="reader", columns=["body", "id"], grantable=True),
+                Grant("UPDATE", note, to="reader", columns="Body"),
+            ],
+        )
+
+        granted = [one for one in protection(metadata, "note").grants if one.to == "reader"]
+        assert granted == [
+            Grant(["SELECT", "UPDATE"], "note", to="reader", columns="Body"),
+            Grant("SELECT", "note", to="reader", columns="Body", grantable=True),
+            Grant("SELECT", "note", to="reader", columns="id"),
+            Grant("SELECT", "note", to="reader", columns="id", grantable=True),
+        ]
 
 
 class TestChildTables:

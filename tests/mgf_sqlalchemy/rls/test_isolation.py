@@ -387,6 +387,30 @@ async def test_another_role_reads_what_a_policy_of_its_own_lets_through(
         database.owner.execute(sa.delete(Note))
 
 
+async def test_another_role_reads_the_columns_that_it_was_granted(database: Database) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(TenantMixin, Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str] = mapped_column("Body")
+
+    policy = Policy("read", Note, for_="SELECT", to="pg_monitor", using=tenant_predicate())
+    grants = [Grant("SELECT", Note, to="pg_monitor", columns=["Body"])]
+    protect_metadata(Base.metadata, role="app", policies=[policy], grants=grants)
+    database.create(Base.metadata)
+    for tenant in (A, B):
+        database.owner.execute(sa.insert(Note).values(tenant_id=tenant, body=str(tenant)))
+    database.run("SET ROLE pg_monitor", f"SET app.current_tenant = '{A}'")
+
+    assert list(database.owner.scalars(sa.select(Note.body))) == [str(A)]
+    for refused in (sa.select(Note), sa.select(Note.id), sa.select(Note.tenant_id)):
+        with pytest.raises(DBAPIError, match="permission denied"):
+            database.owner.execute(refused)
+        database.owner.rollback()
+
+
 async def test_the_form_without_a_sub_select_isolates_as_well(database: Database) -> None:
     class Base(DeclarativeBase):
         pass

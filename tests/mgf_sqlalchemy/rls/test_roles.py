@@ -277,3 +277,21 @@ def test_another_role_that_is_declared_and_missing_is_named(database: Database, 
 
     with pytest.raises(AppConfigError, match="there is no role 'mgf nobody'; make it"):
         ensure(database, name, metadata=after)
+
+
+def test_columns_that_are_declared_stay_granted_where_the_table_is_not(
+    database: Database, name: str
+) -> None:
+    metadata = MetaData()
+    tenant_table()(Table("note", metadata, key(), tenant_id()))
+    granted = Grant(["SELECT", "INSERT"], "note", to="pg_monitor", columns="id")
+    protect_metadata(metadata, role=name, grants=[granted])
+    ensure(database, name)
+    database.create(metadata)
+    database.run("GRANT SELECT, UPDATE ON note TO pg_monitor")
+
+    ensure(database, name, metadata=metadata)
+
+    there = read_protection(database.owner).table("note")
+    assert there is not None
+    assert [one for one in there.grants if one.to == "pg_monitor"] == [granted]

@@ -160,8 +160,10 @@ class Comparison:
                 before.append(DropPolicyOp(one.there))
             elif one.aspect == "grant" and one.expected is None:
                 if one.table not in self._views.changed:
+                    again = list(self._taken_along(one))
                     # Before a column falls that it is on.
-                    before.append(RevokePrivilegesOp(one.there))
+                    before += map(RevokePrivilegesOp, (*again, one.there))
+                    after += map(GrantPrivilegesOp, again)
             elif one.aspect == "index":
                 after += self._index(one, kept)
             elif one.table not in self._views.changed:
@@ -192,6 +194,12 @@ class Comparison:
     def _differences(self, created: Collection[TableKey | None]) -> Iterator[rls.Difference]:
         old = tuple(one for one in self._expected.tables if one.key not in created)
         return rls.compare_protection(replace(self._expected, tables=old), self._there)
+
+    def _taken_along(self, one: rls.Difference) -> Iterator[rls.Grant]:
+        schema, name = one.table or (None, "")
+        expected, there = self._expected.table(name, schema), self._there.table(name, schema)
+        if expected is not None and there is not None:
+            yield from rls.taken_along(one.there, expected.grants, there.grants)
 
     def _unprotect(self, operations: Sequence[ops.MigrateOperation]) -> Iterator[UnprotectTableOp]:
         for one in operations:

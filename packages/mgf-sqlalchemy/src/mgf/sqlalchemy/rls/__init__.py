@@ -20,7 +20,7 @@ from mgf.sqlalchemy.rls._declaration import (
     shared_table,
     tenant_table,
 )
-from mgf.sqlalchemy.rls._difference import Difference, compare_protection
+from mgf.sqlalchemy.rls._difference import Difference, compare_protection, taken_along
 from mgf.sqlalchemy.rls._keys import tenant_foreign_key, tenant_unique
 from mgf.sqlalchemy.rls._predicates import tenant_default, tenant_predicate
 from mgf.sqlalchemy.rls._protect import (
@@ -73,6 +73,7 @@ __all__ = [
     "read_protection",
     "share_rows",
     "shared_table",
+    "taken_along",
     "tenant_default",
     "tenant_foreign_key",
     "tenant_predicate",

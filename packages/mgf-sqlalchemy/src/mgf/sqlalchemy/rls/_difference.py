@@ -83,6 +83,26 @@ def compare_protection(expected: Protection, there: Protection) -> Iterator[Diff
             yield Difference("grant", None, None, grant)
 
 
+def taken_along(
+    revoked: Grant, expected: Iterable[Grant], there: Iterable[Grant]
+) -> Iterator[Grant]:
+    """Yield what is to stay on columns, and a REVOKE on their table takes with it.
+
+    Args:
+        revoked: privileges that are too many.
+        expected: the grants of the table that are expected, its columns' among them.
+        there: those that are there.
+    """
+    found = {replace(one, privileges=()): {*one.privileges} for one in there}
+    for one in expected:
+        whole = replace(one, privileges=revoked.privileges, columns=())
+        reaches = revoked in {whole, replace(whole, grantable=False)}
+        if one.columns and reaches:
+            held = found.get(replace(one, privileges=()), set[str]())
+            if kept := held.intersection(one.privileges, revoked.privileges):
+                yield replace(one, privileges=tuple(kept))
+
+
 def _former_roles(expected: Protection, there: Mapping[RelationName, TableProtection]) -> set[str]:
     """Return the roles whose place in expected policies others take."""
     current, named = {PUBLIC, *(grant.to for grant in expected.grants)}, set[str]()

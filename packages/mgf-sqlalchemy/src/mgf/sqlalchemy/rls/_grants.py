@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, text
 from mgf.common.exceptions import AppConfigError
 from mgf.sqlalchemy.rls._catalog import Reader
 from mgf.sqlalchemy.rls._ddl import GrantPrivileges, RevokePrivileges
-from mgf.sqlalchemy.rls._difference import compare_protection
+from mgf.sqlalchemy.rls._difference import compare_protection, taken_along
 from mgf.sqlalchemy.rls._names import PUBLIC
 from mgf.sqlalchemy.rls._partitions import partitions
 from mgf.sqlalchemy.rls._plan import Plan
@@ -91,12 +91,19 @@ def repair_grants(connection: Connection, metadata: MetaData, role: str) -> None
         views=tuple(shorten_view(one, default) for one in plan.views),
     )
     there = Reader(connection, {one.schema for one in tables}).read()
+    # On columns of views nothing is declared.
+    declared = [one for table in expected.tables for one in table.grants]
+    found = [one for table in there.tables for one in table.grants]
+    missing: list[Grant] = []
     for one in compare_protection(expected, there):
         if one.aspect == "grant" and one.expected is not None:
-            connection.execute(GrantPrivileges(one.expected))
+            missing.append(one.expected)
         elif one.aspect == "grant":
             connection.execute(RevokePrivileges(one.there))
-    found = {one.key for one in there.tables}
-    concerned = [one for one in plan.tables if shorten_name(plan.place(one), default) in found]
+            missing += taken_along(one.there, declared, found)
+    for grant in missing:
+        connection.execute(GrantPrivileges(grant))
+    places = {one.key for one in there.tables}
+    concerned = [one for one in plan.tables if shorten_name(plan.place(one), default) in places]
     for grant in missing_grants(connection, plan, concerned):
         connection.execute(GrantPrivileges(grant))

@@ -17,6 +17,7 @@ from mgf.sqlalchemy.rls._declaration import (
     SharedTable,
     TenantTable,
     declaration_of,
+    find_column,
 )
 from mgf.sqlalchemy.rls._names import PUBLIC, relation_name
 from mgf.sqlalchemy.rls._policies import PolicyWriter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.rls._views import View
 
 _READ = ("SELECT",)
+_ON_COLUMNS = ("SELECT", "INSERT", "UPDATE", "REFERENCES")
 _READ_AND_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -219,16 +221,20 @@ class Plan:
                 yield Grant("USAGE", name, schema=schema, to=role, column=column.name)
         for grant in self.settings.grants:
             if _is_about_table(grant) and (grant.schema, grant.on) == relation_name(table):
-                yield replace(grant, schema=schema)
+                for one in _by_column(grant, table):
+                    yield replace(one, schema=schema)
 
     def _check_target(self, thing: Rule | Grant) -> None:
         if isinstance(thing, Grant):
             target, what = (thing.schema, thing.on), f"a grant to {thing.to!r}"
-            if thing.columns:
+            if "ALL" in thing.privileges:
                 raise AppConfigError(
-                    f"{what} is for columns {thing.columns!r} of {target!r}, but what is declared "
-                    "is granted on whole tables; grant it on an invoker_view() that shows these "
-                    "columns, or in a migration to a role that is declared nothing on the table"
+                    f"{what} is of ALL on {target!r}, which is for REVOKE; name the privileges"
+                )
+            if thing.columns and (unfit := {*thing.privileges}.difference(_ON_COLUMNS)):
+                raise AppConfigError(
+                    f"{what} is of {min(unfit)} on columns {thing.columns!r} of {target!r}, which "
+                    f"have {', '.join(_ON_COLUMNS)} alone; grant it on the table"
                 )
             if not _is_about_table(thing):
                 return
@@ -271,6 +277,20 @@ def _targets(rule: Rule, table: Table) -> bool:
 
 def _is_about_table(grant: Grant) -> bool:
     return grant.kind == "TABLE" or grant.column is not None
+
+
+def _by_column(grant: Grant, table: Table) -> Iterator[Grant]:
+    """Yield a grant on columns as the catalogs have it: one for each, by its name."""
+    if not grant.columns:
+        yield grant
+    for name in grant.columns:
+        column = find_column(table, name)
+        if column is None:
+            raise AppConfigError(
+                f"a grant to {grant.to!r} is on column {name!r} of table {table.fullname!r}, "
+                f"which has {', '.join(repr(one.name) for one in table.columns)}"
+            )
+        yield replace(grant, columns=(column.name,))
 
 
 def _merge(grants: Iterable[Grant]) -> Iterator[Grant]:
