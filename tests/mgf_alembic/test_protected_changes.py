@@ -123,6 +123,37 @@ def test_a_table_is_dropped_that_policies_of_others_name(project: Project, empty
     assert differences(empty, notes(rule)) == []
 
 
+def chain(length: int) -> MetaData:
+    """Tables of which each refers to the one before, and one that refers to the last of them."""
+    metadata = MetaData(naming_convention={"fk": "fk_%(table_name)s_%(referred_table_name)s"})
+    columns: list[Any] = []
+    for number in range(length):
+        table = tenant_table()(
+            Table(f"t{number}", metadata, key(), tenant_id(), tenant_unique("id"), *columns)
+        )
+        columns = [Column("before", Integer), tenant_foreign_key("before", f"{table.name}.id")]
+    child = Table("child", metadata, key(), refers_to(f"t{length - 1}.id", "before"))
+    child_table(reason="x")(child)
+    kept = columns if length > 1 else [Column("before", Integer)]
+    tenant_table()(Table("kept", metadata, key(), tenant_id(), *kept))
+    protect_metadata(metadata, role="app")
+    return metadata
+
+
+def test_tables_that_refer_to_one_another_leave_the_models(
+    project: Project, empty: Database
+) -> None:
+    project.autogenerate(empty.url, chain(6))
+
+    project.autogenerate(empty.url, chain(1))
+
+    project.check(empty.url, chain(1))
+    project.run(command.downgrade, "-1", database_url=empty.url)
+    assert differences(empty, chain(6)) == []
+    project.run(command.upgrade, "head", database_url=empty.url)
+    project.check(empty.url, chain(1))
+
+
 @pytest.mark.parametrize("before", ["text", "varchar(36)"])
 def test_a_tenant_column_of_text_becomes_a_uuid(
     project: Project, empty: Database, before: str

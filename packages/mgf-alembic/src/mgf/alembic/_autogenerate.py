@@ -14,6 +14,7 @@ from sqlalchemy import Column, MetaData, Table
 
 from mgf.alembic._columns import convert_strings
 from mgf.alembic._dependencies import TableKey, hindering_policies, table_key
+from mgf.alembic._drops import drop_last
 from mgf.alembic._operations import (
     AlterPolicyOp,
     CreatePolicyOp,
@@ -143,7 +144,7 @@ class Comparison:
         """Return Alembic's operations with what has to come before and after them."""
         falling = falling_partitions(self._connection, operations)
         left_out = self._children() | falling
-        kept = [one for one in operations if self._key(one) not in left_out]
+        kept = drop_last([one for one in operations if self._key(one) not in left_out])
         self._convert(kept)
         created = [self._key(one) for one in kept if isinstance(one, ops.CreateTableOp)]
         hindering = hindering_policies(self._connection, kept, falling, self._there.tables)
