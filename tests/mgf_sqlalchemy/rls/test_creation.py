@@ -221,6 +221,24 @@ def test_what_default_privileges_gave_is_taken_back(database: Database, metadata
     )
 
 
+def test_what_default_privileges_gave_on_sequences_is_taken_back(database: Database) -> None:
+    """Of which last_value tells how many rows all tenants have, and setval() breaks them."""
+    metadata = MetaData()
+    tenant_table()(Table("Ser'ial", metadata, key(), tenant_id()))
+    identity = Column("id", Integer, sa.Identity(always=True), primary_key=True)
+    tenant_table()(Table("identity", metadata, identity, tenant_id()))
+    shared_table(reason="x")(Table("country", metadata, key()))
+    protect_metadata(metadata, role="app")
+    database.run("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO app, PUBLIC")
+
+    database.create(metadata)
+
+    assert is_as_declared(database, metadata)
+    held = "SELECT string_agg(relname || ' ' || one::text, ', ' ORDER BY relname) FROM pg_class, "
+    held += "unnest(relacl) AS one WHERE relkind = 'S' AND one::text NOT LIKE 'postgres=%'"
+    assert database.ask(held) == "Ser'ial_id_seq app=U/postgres"
+
+
 def test_a_shared_table_may_be_writable(database: Database) -> None:
     metadata = MetaData()
     shared_table(reason="x", writable=True)(Table("country", metadata, key()))
@@ -321,6 +339,12 @@ CREATE POLICY tenant_isolation ON invoice AS PERMISSIVE FOR ALL TO app
     USING ({predicate})
     WITH CHECK ({predicate});
 ALTER TABLE invoice ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+DO $$ DECLARE own regclass; BEGIN
+    FOR own IN SELECT objid FROM pg_depend JOIN pg_class ON oid = objid AND relkind = 'S'
+        WHERE refobjid = 'invoice'::regclass AND deptype IN ('a', 'i')
+        AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass
+    LOOP EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM PUBLIC, %I', own, 'app'); END LOOP;
+END $$;
 REVOKE ALL ON TABLE invoice FROM PUBLIC;
 REVOKE ALL ON TABLE invoice FROM app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE invoice TO app;

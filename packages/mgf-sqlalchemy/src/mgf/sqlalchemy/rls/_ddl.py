@@ -87,11 +87,20 @@ class RevokePrivileges(ExecutableDDLElement):
         self.grant = grant
 
 
+class _RevokeOwnSequences(ExecutableDDLElement):
+    """``REVOKE`` of everything on the sequences that the columns of a table own."""
+
+    def __init__(self, protection: TableProtection, roles: Iterable[str]) -> None:
+        self.table = protection.key
+        self.roles = tuple(roles)
+
+
 def protect_table(protection: TableProtection) -> Iterator[ExecutableDDLElement]:
     """Yield the statements that give a table its protection, when it has none yet.
 
     Policies come before ENABLE, so that a table in use loses no row in between. What PUBLIC
-    and the roles of the grants may do is taken back first: default privileges may have given it.
+    and the roles of the grants may do on it and on the sequences of its columns is taken back
+    first: default privileges may have given it.
     """
     for policy in protection.policies:
         yield CreatePolicy(policy)
@@ -102,6 +111,8 @@ def protect_table(protection: TableProtection) -> Iterator[ExecutableDDLElement]
             enabled=protection.enabled or None,
             forced=protection.forced or None,
         )
+    roles = dict.fromkeys((PUBLIC, *(grant.to for grant in protection.grants)))
+    yield _RevokeOwnSequences(protection, roles)
     nothing = Grant((), protection.name, schema=protection.schema, to=PUBLIC)
     yield from grant_only((nothing, *protection.grants))
 
@@ -184,7 +195,27 @@ def _on_own_sequence(privileges: str, grant: Grant, to: str, after: str) -> str:
         role = "%I"
         arguments.append(_literal(grant.to))
     statement = _literal(f"{privileges} %s {to} {role}{after}")
-    body = f"BEGIN EXECUTE format({statement}, {', '.join(arguments)}); END"
+    return _do(f"BEGIN EXECUTE format({statement}, {', '.join(arguments)}); END")
+
+
+@compiles(_RevokeOwnSequences)
+def _revoke_own_sequences(
+    element: _RevokeOwnSequences, compiler: DDLCompiler, **_options: Any
+) -> str:
+    table = _literal(quote_relation(element.table))
+    roles = ", ".join(PUBLIC if one == PUBLIC else "%I" for one in element.roles)
+    arguments = ", ".join(["own", *(_literal(one) for one in element.roles if one != PUBLIC)])
+    body = f"""\
+DECLARE own regclass; BEGIN
+    FOR own IN SELECT objid FROM pg_depend JOIN pg_class ON oid = objid AND relkind = 'S'
+        WHERE refobjid = {table}::regclass AND deptype IN ('a', 'i')
+        AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass
+    LOOP EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM {roles}', {arguments}); END LOOP;
+END"""  # noqa: S608 - quoted above
+    return _verbatim(_do(body), compiler)
+
+
+def _do(body: str) -> str:
     quotes = ("$" + "_" * count + "$" for count in itertools.count())
     quote = next(one for one in quotes if one not in body)
     return f"DO {quote} {body} {quote}"
