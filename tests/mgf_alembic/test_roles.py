@@ -188,3 +188,28 @@ def test_a_role_that_something_is_granted_to_is_named_and_how_to_make_it(
 
     with pytest.raises(AppConfigError, match=r'role "nobody" does not exist; .*ensure_app_role'):
         project.upgrade(empty.url)
+
+
+def test_a_schema_that_the_migrator_cannot_grant_on_is_named(
+    project: Project, empty: Database
+) -> None:
+    """PostgreSQL grants nothing then, with a warning that drivers swallow."""
+    metadata = MetaData(schema="Shop")
+    tenant_table()(Table("note", metadata, key(), tenant_id()))
+    protect_metadata(metadata, role="app")
+    ensure_app_role(empty.owner, "mgf_owner", password="x")
+    empty.run('CREATE SCHEMA "Shop"', 'GRANT USAGE, CREATE ON SCHEMA "Shop" TO mgf_owner')
+    empty.run("GRANT CREATE ON SCHEMA public TO mgf_owner")
+    url = empty.url.set(username="mgf_owner", password="x")
+    fix = r"'Shop'.* GRANT USAGE ON SCHEMA \"Shop\" TO app"
+
+    with pytest.raises(AppConfigError, match=f"op.grant_privileges.*{fix}"):
+        project.autogenerate(url, metadata, include_schemas=True)
+    empty.run("SET ROLE mgf_owner")
+    with pytest.raises(AppConfigError, match=fix):
+        empty.create(metadata)
+    empty.owner.rollback()
+    empty.run("RESET ROLE", 'GRANT USAGE ON SCHEMA "Shop" TO app')
+
+    project.run(command.upgrade, "head", database_url=url)
+    project.check(url, metadata, include_schemas=True)

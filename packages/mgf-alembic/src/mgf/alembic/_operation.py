@@ -19,7 +19,7 @@ from mgf.sqlalchemy.errors import sqlstate
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy import ExecutableDDLElement
+    from sqlalchemy import Connection, ExecutableDDLElement
 
 # What to do about an error of PostgreSQL's: undefined_table, undefined_column, duplicate_object,
 # undefined_object, duplicate_table, invalid_schema_name.
@@ -53,6 +53,12 @@ class ProtectionOp(MigrateOperation):
         """Return the policies that it makes."""
         return ()
 
+    def check(self, connection: Connection) -> None:
+        """Raise `AppConfigError` where PostgreSQL would do it, and what it did would not hold."""
+        roles = {role for policy in self.policies() for role in policy.to}
+        for role in sorted(roles - {"PUBLIC"}):
+            rls.check_roles(connection, role, ())
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return what ``alembic check`` prints."""
         positional, keywords = self.arguments()
@@ -64,7 +70,10 @@ def _run(operations: Operations, operation: ProtectionOp) -> None:
     migrations = operations.get_context()
     is_postgresql = migrations.dialect.name == "postgresql"
     if is_postgresql and not migrations.as_sql:
-        _check_roles(operations, operation)
+        try:
+            operation.check(operations.get_bind())
+        except AppConfigError as error:
+            raise AppConfigError(f"{_title(operation)} failed: {error}") from None
     try:
         for statement in operation.statements():
             if is_postgresql or isinstance(statement, _PORTABLE):
@@ -75,16 +84,6 @@ def _run(operations: Operations, operation: ProtectionOp) -> None:
             raise
         reason = str(error.orig).splitlines()[0]
         raise AppConfigError(f"{_title(operation)} failed: {reason}; {fix}") from error
-
-
-def _check_roles(operations: Operations, operation: ProtectionOp) -> None:
-    connection = operations.get_bind()
-    roles = {role for policy in operation.policies() for role in policy.to}
-    for role in sorted(roles - {"PUBLIC"}):
-        try:
-            rls.check_roles(connection, role, ())
-        except AppConfigError as error:
-            raise AppConfigError(f"{_title(operation)} failed: {error}") from None
 
 
 def _title(operation: ProtectionOp) -> str:

@@ -15,7 +15,7 @@ from mgf.sqlalchemy import rls
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy import ExecutableDDLElement
+    from sqlalchemy import Connection, ExecutableDDLElement
 
 
 @Operations.register_operation("alter_row_security")
@@ -120,12 +120,17 @@ class GrantPrivilegesOp(ProtectionOp):
             grant: what, on what, to whom.
 
         Raises:
-            AppConfigError: there is no such object or role.
+            AppConfigError: there is no such object or role, or the role that migrates may not
+                grant on the schema.
         """
         operations.invoke(cls(grant))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.grant,), {}
+
+    def check(self, connection: Connection) -> None:
+        if self.grant.kind == "SCHEMA" and "ALL" not in self.grant.privileges:
+            rls.check_grant(connection, self.grant)
 
     def statements(self) -> Iterable[ExecutableDDLElement]:
         return (rls.GrantPrivileges(self.grant),)

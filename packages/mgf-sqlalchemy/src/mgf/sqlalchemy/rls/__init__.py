@@ -21,6 +21,7 @@ from mgf.sqlalchemy.rls._declaration import (
     tenant_table,
 )
 from mgf.sqlalchemy.rls._difference import Difference, compare_protection, taken_along
+from mgf.sqlalchemy.rls._grants import check_grant
 from mgf.sqlalchemy.rls._keys import tenant_foreign_key, tenant_unique
 from mgf.sqlalchemy.rls._predicates import tenant_default, tenant_predicate
 from mgf.sqlalchemy.rls._protect import (
@@ -57,6 +58,7 @@ __all__ = [
     "UnprotectedViewWarning",
     "ViewProtection",
     "changed_views",
+    "check_grant",
     "check_roles",
     "child_table",
     "compare_protection",

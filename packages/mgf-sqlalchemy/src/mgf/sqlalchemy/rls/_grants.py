@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 _ROLES = text(
     "SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname IN :roles"
 ).bindparams(bindparam("roles", expanding=True))
-_USABLE_SCHEMAS = text(
+# Nothing where there is no such schema.
+_ON_SCHEMA = text(
     """
-    SELECT nspname FROM pg_namespace
-    WHERE nspname IN :schemas AND has_schema_privilege(:role, oid, 'USAGE')
+    SELECT has_schema_privilege(:role, oid, :privilege) AS is_granted, current_user AS own,
+           has_schema_privilege(oid, :privilege || ' WITH GRANT OPTION') AS may_grant
+    FROM pg_namespace WHERE nspname = :schema
     """
-).bindparams(bindparam("schemas", expanding=True))
+)
 
 
 def find_roles(connection: Connection, names: Collection[str]) -> dict[str, Row[Any]]:
@@ -57,15 +59,40 @@ def missing_grants(
     """Yield what the tables need beside their own grants, but for schemas that roles may use.
 
     Who creates tables need not own the schema, and could not grant anything on it.
+
+    Raises:
+        AppConfigError: that is so, and a role may not use it yet.
     """
     default = connection.dialect.default_schema_name
     for grant in plan.grants(tables, default_schema=default) if tables else ():
-        if grant.kind == "SCHEMA":
-            role = "public" if grant.to == PUBLIC else grant.to
-            parameters = {"schemas": [grant.on], "role": role}
-            if connection.execute(_USABLE_SCHEMAS, parameters).scalar() is not None:
-                continue
-        yield grant
+        if grant.kind != "SCHEMA" or check_grant(connection, grant):
+            yield grant
+
+
+def check_grant(connection: Connection, grant: Grant) -> bool:
+    """Make sure that a privilege on a schema can be granted; return whether any has to be.
+
+    PostgreSQL would grant nothing, and say so in a warning that drivers do not show.
+
+    Args:
+        connection: to PostgreSQL.
+        grant: on a schema; one that is not there is left to PostgreSQL's error.
+
+    Raises:
+        AppConfigError: the connection's role may grant it as little as the grant's has it.
+    """
+    role = "public" if grant.to == PUBLIC else grant.to
+    missing = False
+    for privilege in grant.privileges:
+        parameters = {"schema": grant.on, "role": role, "privilege": privilege}
+        found = connection.execute(_ON_SCHEMA, parameters).one_or_none()
+        missing |= found is None or not found.is_granted
+        if found is not None and not (found.is_granted or found.may_grant):
+            raise AppConfigError(
+                f"role {found.own!r} may not grant anything on schema {grant.on!r}; let the "
+                f"schema's owner do it: {GrantPrivileges(grant)}"
+            )
+    return missing
 
 
 def repair_grants(connection: Connection, metadata: MetaData, role: str) -> None:
@@ -73,7 +100,7 @@ def repair_grants(connection: Connection, metadata: MetaData, role: str) -> None
 
     Raises:
         AppConfigError: the metadata is not protected, or for another role, or names a role that
-            does not exist.
+            does not exist, or is about a schema that this connection's role may not grant on.
     """
     plan = Plan(metadata, schema_map(connection))
     if plan.settings.role != role:
