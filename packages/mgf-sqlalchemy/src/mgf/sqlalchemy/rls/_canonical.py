@@ -59,11 +59,11 @@ class _Shape(NamedTuple):
 def expected_protection(connection: Connection, metadata: MetaData) -> Protection:
     """Return what a metadata declares, in the words in which `read_protection` would tell it.
 
-    Where the database is as declared, the two are equal table by table. Predicates are as
-    PostgreSQL prints them, which it does for policies on temporary tables with the columns of
-    the models; all of it is rolled back. One that PostgreSQL does not accept yet, since it names
-    something that is to be made, stays as it was written. The database's default schema is None.
-    Partitions that are there are included, with their tables' protection.
+    Where the database is as declared, `compare_protection` finds no difference between the two.
+    Predicates are as PostgreSQL prints them, which it does for policies on temporary tables with
+    the columns of the models; all of it is rolled back. One that PostgreSQL does not accept yet,
+    since it names something that is to be made, stays as it was written. The database's default
+    schema is None. Partitions that are there are included, with their tables' protection.
 
     Takes a handful of statements for all tables whose predicates name no other table, and as
     many again for each that does.
