@@ -110,6 +110,8 @@ PARENT = """
 """
 UNPINNED = "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
 
+ROOM = "CREATE EXTENSION btree_gist; ALTER TABLE line ADD room int4range"
+
 SHORT = """
     CREATE TABLE other (tenant_id varchar(8) NOT NULL);
     CREATE INDEX ON other (tenant_id);
@@ -157,6 +159,14 @@ ROLES = [
     ),
     ("ALTER ROLE {role} SET row_security = off", "role-setting"),
     ("ALTER ROLE {role} SET role = postgres", "role-setting"),
+    ("ALTER ROLE {role} SET session_replication_role = replica", "role-setting"),
+    ("GRANT SET ON PARAMETER session_replication_role TO {role}", "role-sets-parameters"),
+    ("GRANT SET ON PARAMETER session_replication_role TO PUBLIC", "role-sets-parameters"),
+    (
+        f"{BESIDE}; GRANT SET ON PARAMETER session_preload_libraries TO {{role}}_r",
+        "role-sets-parameters",
+    ),
+    ("GRANT ALTER SYSTEM ON PARAMETER work_mem TO {role}", "role-sets-parameters"),
     ("GRANT CREATE ON SCHEMA public TO {role}", "role-creates-objects"),
     ("SET LOCAL ROLE {role}", "login-resets-role"),
     (
@@ -278,6 +288,9 @@ KEYS = [
     ("ALTER TABLE invoice ADD UNIQUE (number)", "unique-without-tenant"),
     ("CREATE UNIQUE INDEX ON invoice (lower(number))", "unique-without-tenant"),
     ("ALTER TABLE invoice ADD EXCLUDE (number WITH =)", "unique-without-tenant"),
+    (f"{ROOM}, ADD EXCLUDE USING gist (room WITH &&)", "unique-without-tenant"),
+    (f"{ROOM}, ADD EXCLUDE USING gist (room WITH =, invoice_id WITH <>)", "unique-without-tenant"),
+    (f"{ROOM}, ADD EXCLUDE USING gist (room WITH =, tenant_id WITH <>)", "unique-without-tenant"),
     (
         "ALTER TABLE line ADD FOREIGN KEY (invoice_id) REFERENCES invoice (id)",
         "fk-without-tenant",
@@ -391,6 +404,17 @@ def test_a_mistake_is_found_by_its_id(correct: Correct, mistake: str, check: str
         ("GRANT pg_read_all_data TO {role}", "role-reads-samples"),
         ("GRANT SELECT ON pg_statistic TO {role}", "role-reads-samples"),
         ("GRANT EXECUTE ON FUNCTION pg_read_file(text) TO {role}", "role-server-files"),
+        ("GRANT SET ON PARAMETER session_replication_role TO {role}", "role-sets-parameters"),
+        (
+            f"{ROOM}, ADD EXCLUDE USING gist (room WITH &&) WHERE (room IS NOT NULL) DEFERRABLE",
+            "unique-without-tenant",
+        ),
+        ("ALTER TABLE invoice ADD EXCLUDE (number WITH =)", "unique-without-tenant"),
+        ("ALTER TABLE invoice ADD UNIQUE (number) INCLUDE (country)", "unique-without-tenant"),
+        (
+            "CREATE UNIQUE INDEX ON invoice (lower(number)) WHERE number <> ''",
+            "unique-without-tenant",
+        ),
     ],
 )
 def test_a_remedy_clears_the_finding(correct: Correct, mistake: str, check: str) -> None:
@@ -501,6 +525,20 @@ def test_a_remedy_does_not_cut_tenants_off(correct: Correct) -> None:
     remedy = next(one for one in correct.audit().findings if one.object == "public.other").remedy
 
     correct.change(remedy)
+
+    assert correct.ids() == set()
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        f"{ROOM}, ADD EXCLUDE USING gist (tenant_id WITH =, room WITH &&)",
+        "ALTER ROLE {role} SET session_replication_role = origin",
+        "GRANT SET ON PARAMETER log_statement TO {role}",
+    ],
+)
+def test_what_harms_nobody_is_not_named(correct: Correct, harmless: str) -> None:
+    correct.change(harmless)
 
     assert correct.ids() == set()
 

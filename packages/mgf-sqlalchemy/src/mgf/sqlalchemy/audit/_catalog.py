@@ -67,8 +67,16 @@ _REACHABLE = """
                  WHERE p.pronamespace = 'pg_catalog'::regnamespace
                  AND p.proname IN ('pg_read_file', 'pg_read_binary_file', 'lo_import', 'lo_export')
                  AND has_function_privilege(pg_roles.oid, p.oid, 'EXECUTE')
-                 AND NOT rolsuper) AS file_functions
+                 AND NOT rolsuper) AS file_functions,
+           {parameters} AS parameters
     FROM pg_roles WHERE oid IN (SELECT oid FROM reached) ORDER BY rolname
+"""
+# Since PostgreSQL 15.
+_PARAMETERS = """
+    ARRAY(SELECT ARRAY[one, a.parname] FROM pg_parameter_acl AS a
+          CROSS JOIN unnest(ARRAY['SET', 'ALTER SYSTEM']) AS one
+          WHERE has_parameter_privilege(pg_roles.oid, a.parname, one) AND NOT rolsuper
+          ORDER BY a.parname, one)
 """
 _SCHEMAS = f"""
     SELECT n.nspname, quote_ident(n.nspname) AS sql,
@@ -121,10 +129,20 @@ _COLUMNS = f"""
                SELECT indrelid, unnest(indkey) FROM pg_index WHERE indisunique OR indisexclusion))
     ORDER BY a.attrelid, a.attnum
 """
-# What partitions have of their parents is told once.
+# What partitions have of their parents is told once. Rows of other tenants are out of the question
+# where the tenant is compared for equality, which an exclusion constraint need not do.
 _UNIQUE_KEYS = f"""
     SELECT i.indrelid, x.relname, i.indisprimary, k.conname,
-           CAST(string_to_array(i.indkey::text, ' ') AS int[]) AS columns, i.indnkeyatts AS count
+           CAST(string_to_array(i.indkey::text, ' ') AS int[]) AS columns, i.indnkeyatts AS count,
+           k.contype = 'x' AS is_exclusion,
+           CASE WHEN k.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
+                ELSE pg_get_constraintdef(k.oid) END AS definition,
+           ARRAY(SELECT CAST(one.attnum AS int)
+                 FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS one (attnum, place)
+                 WHERE one.place <= i.indnkeyatts AND (k.conexclop IS NULL OR EXISTS (
+                     SELECT FROM pg_amop AS o JOIN pg_am AS m ON m.oid = o.amopmethod
+                     WHERE o.amopopr = k.conexclop[one.place]
+                     AND m.amname = 'btree' AND o.amopstrategy = 3))) AS equal
     FROM pg_index AS i
     JOIN pg_class AS x ON x.oid = i.indexrelid AND NOT x.relispartition
     JOIN pg_namespace AS n ON n.oid = x.relnamespace
@@ -302,7 +320,10 @@ def read_snapshot(
             "connects as"
         )
     version = server.version
-    reachable = _REACHABLE.format(set_option="SET" if version >= 160000 else "MEMBER")
+    reachable = _REACHABLE.format(
+        set_option="SET" if version >= 160000 else "MEMBER",
+        parameters=_PARAMETERS if version >= 150000 else "ARRAY[]::text[]",
+    )
     publications = _PUBLICATIONS.format(
         filtered="t.rowfilter IS NOT NULL" if version >= 150000 else "false"
     )

@@ -16,6 +16,7 @@ TITLES: Final = {
     "role-server-files": "the role reads or writes the server's files, or runs programs there",
     "role-reads-statistics": "the role sees other sessions' statements",
     "role-reads-samples": "the role reads the planner's statistics",
+    "role-sets-parameters": "the role may change what only superusers should",
     "role-owns-table": "the role owns a table of tenants' rows",
     "role-reaches-owner": "the role can become the owner of a table of tenants' rows",
     "role-creates-objects": "the role may create objects beside the tables",
@@ -66,7 +67,7 @@ TITLES: Final = {
     "policy-function-volatile": "a policy calls a VOLATILE function",
     "policy-function-definer": "a policy calls a SECURITY DEFINER function",
     # Keys
-    "unique-without-tenant": "a unique key leaves the tenant out",
+    "unique-without-tenant": "a unique key or exclusion constraint leaves the tenant out",
     "fk-without-tenant": "a foreign key leaves the tenant out",
     "fk-cascade": "a foreign key without the tenant cascades",
     # Ways around

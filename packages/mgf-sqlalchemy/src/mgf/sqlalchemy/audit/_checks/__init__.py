@@ -16,6 +16,7 @@ CHECKS: Final[tuple[Callable[[Subject], Iterator[Finding]], ...]] = (
     server.check_server,
     roles.check_attributes,
     roles.check_memberships,
+    roles.check_parameters,
     roles.check_ownership,
     roles.check_settings,
     roles.check_schemas,

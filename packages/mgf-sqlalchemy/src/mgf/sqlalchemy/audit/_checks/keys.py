@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._snapshot import Column, Relation, Subject
 
 _GENERATES = re.compile(r"\bnextval\(|\w*uuid\w*\(", re.IGNORECASE)
+# Before the first column, in the definition of a constraint or an index.
+_OPENING = re.compile(r"^(?:PRIMARY KEY|UNIQUE(?: NULLS NOT DISTINCT)?) \(|\bUSING \w+ \(")
+_GIST = "CREATE EXTENSION IF NOT EXISTS btree_gist;\n"
 _CASCADES = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
 
 
@@ -32,23 +35,33 @@ def check_unique_keys(subject: Subject) -> Iterator[Finding]:
         tenant = subject.tenants[row.indrelid]
         relation = subject.snapshot.relations[row.indrelid]
         numbers = row.columns[: row.count]
-        columns = [relation.columns[one] for one in numbers if one in relation.columns]
-        if tenant is not None and tenant in (one.name for one in columns):
+        columns = {one: relation.columns[one] for one in numbers if one in relation.columns}
+        equal = [columns[one].name for one in row.equal if one in columns]
+        if tenant is not None and tenant in equal:
             continue
         keys = carrying[relation.oid] if tenant is None else ()
-        if any(key <= set(numbers) for key in keys):
+        if any(key <= set(row.equal) for key in keys):
             continue
         is_alone = len(numbers) == len(columns) == 1
         refers = any((relation.oid, one) in referring for one in numbers)
-        if is_alone and not refers and _is_generated(columns[0], is_primary=row.indisprimary):
+        if (
+            is_alone
+            and not refers
+            and _is_generated(columns[numbers[0]], is_primary=row.indisprimary)
+        ):
             continue
         yield Finding(
             "unique-without-tenant",
             "warning",
             relation.label,
-            f"{row.relname!r} is unique over all tenants: a refused INSERT tells that another "
-            "tenant has the value, and keeps it from using its own",
-            _unique_remedy(relation, row, tenant, columns),
+            (
+                f"{row.relname!r} excludes rows by those of all tenants: a refused INSERT tells "
+                "that another tenant has such a row, and keeps it from having its own"
+                if row.is_exclusion
+                else f"{row.relname!r} is unique over all tenants: a refused INSERT tells that "
+                "another tenant has the value, and keeps it from using its own"
+            ),
+            _unique_remedy(relation, row, tenant, columns.values()),
         )
 
 
@@ -76,9 +89,14 @@ def _unique_remedy(
         drop = f"DROP INDEX {identifier(relation.schema)}.{identifier(row.relname)};"
     else:
         drop = f"ALTER TABLE {relation.sql} DROP CONSTRAINT {identifier(row.conname)};"
-    names = ", ".join(map(identifier, [tenant, *(one.name for one in columns)]))
-    what = "PRIMARY KEY" if row.indisprimary else "UNIQUE"
-    return f"{drop}\nALTER TABLE {relation.sql} ADD {what} ({names});"
+    if tenant in (one.name for one in columns):
+        return f"{drop}\n-- and add it again ... with {identifier(tenant)} WITH ="
+    first = identifier(tenant) + (" WITH =" if row.is_exclusion else "")
+    definition = _OPENING.sub(lambda found: f"{found[0]}{first}, ", row.definition, count=1)
+    more = _GIST if row.is_exclusion and "USING gist" in definition else ""
+    if row.conname is not None:
+        definition = f"ALTER TABLE {relation.sql} ADD {definition}"
+    return f"{drop}\n{more}{definition};"
 
 
 def check_foreign_keys(subject: Subject) -> Iterator[Finding]:

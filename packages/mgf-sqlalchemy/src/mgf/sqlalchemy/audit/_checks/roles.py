@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from mgf.sqlalchemy.audit._finding import Finding
@@ -25,6 +26,19 @@ _HARMFUL_SETTINGS: Final = {
     "role": "makes every session another role than the one that was audited",
     "session_preload_libraries": "loads code into every session",
     "local_preload_libraries": "loads code into every session",
+    "session_replication_role": "switches triggers and foreign keys off",
+    "lo_compat_privileges": "opens every large object to every role",
+}
+_HARMLESS: Final = {
+    "session_replication_role": ("origin", "local"),
+    "lo_compat_privileges": ("off",),
+}
+# Of those that only superusers may set.
+_HARMFUL_PARAMETERS: Final = {
+    "session_replication_role": "so one statement switches triggers and foreign keys off",
+    "lo_compat_privileges": "so one statement opens every large object",
+    "session_preload_libraries": "which loads code into sessions",
+    "dynamic_library_path": "which chooses the code that sessions load",
 }
 
 
@@ -126,6 +140,28 @@ def _below_policies(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def check_parameters(subject: Subject) -> Iterator[Finding]:
+    """Yield settings that only superusers should change, and that the role was granted."""
+    granted: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for other, row in subject.snapshot.reachable.items():
+        for privilege, parameter in row.parameters:
+            if privilege == "ALTER SYSTEM" or parameter in _HARMFUL_PARAMETERS:
+                granted[privilege, parameter].append(other)
+    for (privilege, parameter), roles in granted.items():
+        yield Finding(
+            "role-sets-parameters",
+            "error",
+            subject.snapshot.role.rolname,
+            f"it may {privilege} {parameter}, "
+            + (
+                "which changes the configuration of every session"
+                if privilege == "ALTER SYSTEM"
+                else _HARMFUL_PARAMETERS[parameter]
+            ),
+            f"REVOKE {privilege} ON PARAMETER {parameter} FROM PUBLIC, {_list(roles)};",
+        )
+
+
 def _list(roles: Iterable[str]) -> str:
     return ", ".join(map(identifier, roles))
 
@@ -164,7 +200,9 @@ def check_settings(subject: Subject) -> Iterator[Finding]:
                 "writes that tenant's rows",
                 remedy,
             )
-        elif row.name in _HARMFUL_SETTINGS and row.value not in ("", "on"):
+        elif row.name in _HARMFUL_SETTINGS and row.value not in _HARMLESS.get(
+            row.name, ("", "on", "none")
+        ):
             yield Finding(
                 "role-setting",
                 "warning",
