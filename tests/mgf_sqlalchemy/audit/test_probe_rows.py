@@ -308,7 +308,13 @@ COMPUTED = """
 
 @pytest.mark.parametrize(
     ("of", "formula"),
-    [("text", '"of"::uuid'), ("uuid", '"of"'), ("text", "split_part(\"of\", ':', 1)::uuid")],
+    [
+        ("text", '"of"::uuid'),
+        ("uuid", '"of"'),
+        ("text", "split_part(\"of\", ':', 1)::uuid"),
+        ("jsonb", "(\"of\" ->> 'tenant_id')::uuid"),
+        ("json", "(\"of\" -> 'it''s' -> 'note' ->> 'id')::uuid"),
+    ],
 )
 @pytest.mark.parametrize("is_owner", [True, False])
 def test_a_tenant_that_is_computed_is_put_in_by_what_it_is_computed_from(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +31,8 @@ Values = dict[str, "str | None"]
 # Partitions that are tried until one takes a row.
 _MOST_PARTITIONS = 5
 _LOCKED = "55P03"
+# Where a value is taken from in JSON, as PostgreSQL prints it.
+_KEYS = re.compile(r"->>? '((?:[^']|'')*)'")
 
 
 class Author(NamedTuple):
@@ -88,7 +92,7 @@ class Seeder:
         self._failed: set[tuple[int, str]] = set()
         self._scanty: set[int] = set()
         self._author = Author(session.role, is_bound=True)
-        self._sources = dict(self._computed())
+        self._sources = {oid: (name, keys) for oid, name, keys in self._computed()}
         self.reasons: dict[tuple[int, str], str] = {}
         self.variants: defaultdict[int, list[Values]] = defaultdict(list)
 
@@ -153,15 +157,19 @@ class Seeder:
         column = self.ground.owned.get(oid)
         if column is None:
             return {}
-        return {column: tenant, self._sources.get(oid, column): tenant}
+        source, keys = self._sources.get(oid, (column, ()))
+        return {column: tenant, source: _within(keys, tenant)}
 
     def _stored(self, oid: int, values: Values) -> Values:
         """Leave out what is computed."""
         slots = self.ground.shapes[oid].slots
         return {name: one for name, one in values.items() if not slots[name].generated}
 
-    def _computed(self) -> Iterator[tuple[int, str]]:
-        """Yield the tables whose tenant column is computed from one other that takes a tenant."""
+    def _computed(self) -> Iterator[tuple[int, str, Sequence[str]]]:
+        """Yield the tables whose tenant column is computed from one other that takes a tenant.
+
+        With the column's name, and the keys that lead to the tenant, if it is JSON.
+        """
         tenant = str(uuid4())
         for oid, column in self.ground.owned.items():
             shape = self.ground.shapes[oid]
@@ -170,8 +178,11 @@ class Seeder:
             if column is None or len(names) != 1:
                 continue
             condition = Condition(f"({formula}) = {cast(tenant, shape.slots[column].type)}", names)
-            if self._solve(oid, [condition], dict.fromkeys(names, tenant)):
-                yield oid, next(iter(names))
+            name = next(iter(names))
+            is_json = shape.slots[name].base in ("json", "jsonb")
+            keys = [one.replace("''", "'") for one in _KEYS.findall(formula or "")] * is_json
+            if self._solve(oid, [condition], {name: _within(keys, tenant)}):
+                yield oid, name, keys
 
     def values_like(self, oid: int, tenant: str, *, given: Values | None = None) -> Values:
         """Return values for a new row; of a partitioned table, for a partition that took one."""
@@ -387,6 +398,14 @@ class Seeder:
         except DBAPIError as error:
             failure(error)
             return {}
+
+
+def _within(keys: Sequence[str], tenant: str) -> str:
+    """Return a tenant, or JSON in which keys lead to it."""
+    value: Any = tenant
+    for key in reversed(keys):
+        value = {key: value}
+    return json.dumps(value) if keys else tenant
 
 
 def _check_written(is_written: bool) -> None:

@@ -96,6 +96,9 @@ _KEYS = text(
 )
 
 
+_QUOTED = re.compile(r"""(?P<name>"(?:[^"]|"")*")|'(?:[^']|'')*'""")
+
+
 @dataclass(frozen=True)
 class Slot:
     """A column that a row has to fill.
@@ -159,10 +162,11 @@ class Shape:
 
     def named_in(self, sql: str) -> frozenset[str]:
         """Return the columns that may stand in a condition."""
+        bare = _QUOTED.sub(lambda found: found["name"] or "''", sql)
         return frozenset(
             name
             for name, slot in self.slots.items()
-            if re.search(rf'(?<![\w"]){re.escape(slot.sql)}(?![\w"])', sql)
+            if re.search(rf'(?<![\w"]){re.escape(slot.sql)}(?![\w"])', bare)
         )
 
 
