@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
+
+from mgf.sqlalchemy.audit._probe._partitions import Room
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -32,12 +34,14 @@ class Ground:
         owned: the tenant column of each table that has tenants' rows, None for a child table.
         shapes: of all tables that a row may have to be written to, and of the views.
         relations: all that there are.
+        room: that was made for tenants in partitioned tables.
     """
 
     subject: Subject
     owned: Mapping[int, str | None]
     shapes: Mapping[int, Shape]
     relations: Mapping[int, Relation]
+    room: Room = field(default_factory=Room)
 
     @cached_property
     def children(self) -> Mapping[int, list[int]]:
@@ -58,6 +62,9 @@ class Ground:
 
     def routed_by(self, oid: int) -> Iterator[int]:
         """Yield the partitioned tables that route rows to a partition, nearest first."""
+        if oid in self.room.attached:
+            oid = self.room.attached[oid]
+            yield oid
         while self.shapes[oid].is_partition:
             oid = self.relations[oid].parents[0]
             yield oid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from mgf.sqlalchemy.audit._probe._attacks import ATTACKS, attack, look_unset
 from mgf.sqlalchemy.audit._probe._control import NoControlError, make_control, missed
 from mgf.sqlalchemy.audit._probe._field import Field
 from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
+from mgf.sqlalchemy.audit._probe._partitions import make_room
 from mgf.sqlalchemy.audit._probe._roles import attack_as, roles_to_become
 from mgf.sqlalchemy.audit._probe._seeding import Author, Seeder
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, Session, explain
@@ -73,7 +75,8 @@ class Run:
         session.start()
         _check_role(session)
         self._open_table, self._no_control = _open_table(session)
-        self._ground = survey(connection, expectation, role=role, open_table=self._open_table)
+        ground = survey(connection, expectation, role=role, open_table=self._open_table)
+        self._ground = replace(ground, room=make_room(session, ground, self.tenants))
         self._seeder = Seeder(session, self._ground, donors)
         self._session = session
         self._field = Field(session, self._seeder, self.tenants, str(uuid4()))

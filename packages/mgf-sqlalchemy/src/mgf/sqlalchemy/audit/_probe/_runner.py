@@ -68,7 +68,8 @@ async def probe(
     vacuumed, and triggers fire, so whatever they do outside of the database is done; NOTIFY is
     not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
     granted, and REFRESH of a materialized view that the role may read lock everyone out for their
-    own time. Foreign tables are read only, since what is written elsewhere may not be undone. A log
+    own time. Foreign tables are read only, since what is written elsewhere may not be undone. A
+    table that is partitioned by lists of tenants gets a partition, if the login owns it. A log
     that was written is searched for new rows, which on a large one takes a while.
 
     Only a session that never set a tenant shows what NULL in the setting opens; it is read first,

@@ -187,7 +187,8 @@ class Seeder:
     def values_like(self, oid: int, tenant: str, *, given: Values | None = None) -> Values:
         """Return values for a new row; of a partitioned table, for a partition that took one."""
         rows = self.rows(oid, tenant) if self.ground.relations[oid].kind == "p" else ()
-        return self.values(rows[0].oid if rows else oid, tenant, given=given)
+        leaf = rows[0].oid if rows else oid
+        return self.values(self.ground.room.attached.get(leaf, leaf), tenant, given=given)
 
     def values(
         self,
@@ -245,7 +246,10 @@ class Seeder:
         return self._stored(oid, values)
 
     def _seed(self, relation: Relation, tenant: str) -> None:
-        reason = ""
+        room = self.ground.room
+        reason = room.reasons.get(relation.oid, "") if tenant in room.tenants else ""
+        if reason:
+            raise CannotSeedError(reason)
         for values in self._attempts(relation, tenant):
             try:
                 return self._put(relation, tenant, values)
