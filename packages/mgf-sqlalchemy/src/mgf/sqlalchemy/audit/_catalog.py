@@ -219,6 +219,7 @@ _DEFINERS = """
 """
 _TRIGGERS = f"""
     SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.oid AS function_oid, p.prosecdef,
+           CAST(t.tgtype AS int) AS type, t.tgenabled::text AS enabled,
            fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS function_sql
     FROM pg_trigger AS t
     JOIN pg_class AS c ON c.oid = t.tgrelid

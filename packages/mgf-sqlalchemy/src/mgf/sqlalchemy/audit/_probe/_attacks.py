@@ -22,7 +22,15 @@ from mgf.sqlalchemy.audit._probe._field import (
     is_closed,
     verdict,
 )
-from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
+from mgf.sqlalchemy.audit._probe._outcome import (
+    HELD,
+    NOT_APPLICABLE,
+    NOT_REACHED,
+    Outcome,
+    leaked,
+    not_proven,
+)
+from mgf.sqlalchemy.audit._probe._refused import judge
 from mgf.sqlalchemy.audit._probe._seeding import CannotSeedError, insert, place
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain, failure
 from mgf.sqlalchemy.audit._probe._values import cast
@@ -274,7 +282,7 @@ def _moves(field: Field, target: Target, pair: tuple[str, str], statement: str) 
         with session.trial(tenant):
             session.run(f"SELECT set_config({literal(_COUNTER)}, '0', true)")
             if session.run(statement).rowcount == 0:
-                return not_proven("UPDATE does not reach a tenant's own rows")
+                return not_proven(f"UPDATE {NOT_REACHED}")
             session.become(other, role=session.login)
             # What a trigger put back is where it was.
             if target.column is not None and session.scalar(count) == len(target.rows[other]):
@@ -497,6 +505,8 @@ def attack(field: Field, target: Target) -> dict[str, Outcome]:
             found[name] = NOT_APPLICABLE
             continue
         found[name] = attempt(field, target, one)
+        if not target.is_view:
+            found[name] = judge(field.seeder.ground, target, name, found[name], found)
         if found[name].result != "leaked" and control.result == "not_proven":
             found[name] = control
     return found

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mgf.sqlalchemy.audit._probe._field import DIVISION_BY_ZERO, is_closed, is_impossible
-from mgf.sqlalchemy.audit._probe._outcome import NOT_APPLICABLE, Outcome, leaked, not_proven
+from mgf.sqlalchemy.audit._probe._outcome import (
+    NOT_APPLICABLE,
+    NOT_REACHED,
+    Outcome,
+    leaked,
+    not_proven,
+)
 from mgf.sqlalchemy.audit._probe._session import explain, failure
 from mgf.sqlalchemy.audit._probe._views import does_more, effect_of, update_itself
 
@@ -54,7 +60,7 @@ def _blind(field: Field, target: Target, statement: str) -> Outcome:
     for tenant in field.tenants if field.has_own else ():
         error = field.refusal(tenant, trapped)
         if error is None or failure(error) != DIVISION_BY_ZERO:
-            return not_proven(f"{command} does not reach a tenant's own rows either")
+            return not_proven(f"{command} {NOT_REACHED} either")
     return does_more(field, target, statement)
 
 

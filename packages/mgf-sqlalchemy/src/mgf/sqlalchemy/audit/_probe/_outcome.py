@@ -17,6 +17,9 @@ class Outcome(NamedTuple):
 HELD: Final = Outcome("held")
 NOT_APPLICABLE: Final = Outcome("not_applicable")
 
+# After the name of a command.
+NOT_REACHED: Final = "does not reach a tenant's own rows"
+
 
 def leaked(how: str) -> Outcome:
     """Return that another tenant's rows were had."""

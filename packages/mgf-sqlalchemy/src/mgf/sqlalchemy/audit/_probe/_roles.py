@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from mgf.sqlalchemy.audit._probe._attacks import BY_ROLE, attempt
 from mgf.sqlalchemy.audit._probe._outcome import NOT_APPLICABLE, Outcome
+from mgf.sqlalchemy.audit._probe._refused import judge
 from mgf.sqlalchemy.audit._probe._session import Session
 from mgf.sqlalchemy.audit._probe._survey import shapes_of
 
@@ -67,8 +68,11 @@ def attack_as(
         worst[name] = min(before, outcome, key=lambda each: _RANKS.index(each.result))
 
     for target in _as_seen_by(session.connection, targets, role):
+        found: dict[str, Outcome] = {}
         for name, one in BY_ROLE.items():
-            note(name, target.relation.label, attempt(theirs, target, one))
+            outcome = attempt(theirs, target, one)
+            found[name] = judge(field.seeder.ground, target, name, outcome, found)
+            note(name, target.relation.label, found[name])
     for label, outcome in spills.read(theirs).items():
         note("read", label, outcome)
     return worst

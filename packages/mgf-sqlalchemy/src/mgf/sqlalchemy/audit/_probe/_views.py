@@ -19,7 +19,14 @@ from mgf.sqlalchemy.audit._probe._field import (
     is_closed,
     is_impossible,
 )
-from mgf.sqlalchemy.audit._probe._outcome import HELD, NOT_APPLICABLE, Outcome, leaked, not_proven
+from mgf.sqlalchemy.audit._probe._outcome import (
+    HELD,
+    NOT_APPLICABLE,
+    NOT_REACHED,
+    Outcome,
+    leaked,
+    not_proven,
+)
 from mgf.sqlalchemy.audit._probe._seeding import insert, place
 from mgf.sqlalchemy.audit._probe._session import explain, failure
 from mgf.sqlalchemy.audit._probe._shapes import Shape
@@ -147,7 +154,7 @@ def move(field: Field, target: Target) -> Outcome:
         if reached.error is not None and is_impossible(reached.error):
             return NOT_APPLICABLE
         if not reached.is_change:
-            return not_proven("UPDATE does not reach a tenant's own rows")
+            return not_proven(f"UPDATE {NOT_REACHED}")
         outcome = _written(field, target, tenant, other, _update(target, given, where))
         if outcome != HELD:
             return outcome
