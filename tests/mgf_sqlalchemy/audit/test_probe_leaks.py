@@ -18,6 +18,7 @@ from mgf_sqlalchemy.audit.test_mistakes import (
     ROLES,
     TABLES,
     TENANT,
+    TEXT,
     function,
     tenant_function,
     using,
@@ -214,6 +215,9 @@ SHARE = "CREATE TABLE share (invoice_id int); GRANT INSERT, SELECT ON share TO {
         f"{function('', 'SELECT true', 'bool').replace('f()', 'f(int)')}; "
         + on_remark(f"f(id) AND {OWN}"),
         using(f"CASE WHEN length(number) > 50 THEN true ELSE {CANONICAL} END"),
+        using(f"left(tenant_id::text, 8) = left({TEXT}, 8)"),
+        using(f"tenant_id::varchar(8) = {TEXT}::varchar(8)"),
+        using(f'tenant_id::text::"char" = {TEXT}::"char"'),
     ],
 )
 def test_what_made_up_rows_cannot_show_is_not_proven(correct: Correct, mistake: str) -> None:
@@ -239,6 +243,13 @@ def test_equality_of_keys_is_shown_by_made_up_rows(correct: Correct, predicate: 
     correct.change(on_remark(predicate))
 
     assert [one for one in correct.probe().not_proven if "made-up" in one.reason] == []
+
+
+@pytest.mark.parametrize("type_", ["text", "varchar", "varchar(36)"])
+def test_a_cast_that_cuts_nothing_off_is_proven(correct: Correct, type_: str) -> None:
+    correct.change(using(f"tenant_id::{type_} = {TEXT}::{type_}"))
+
+    assert correct.probe().ok
 
 
 def test_a_comparison_beside_a_floor_is_proven(correct: Correct) -> None:

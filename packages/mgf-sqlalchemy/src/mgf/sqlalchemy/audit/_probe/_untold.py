@@ -44,7 +44,12 @@ _MORE = re.compile(
     r"\b(?:OR|NOT|IS|CASE|COALESCE|UNION|EXCEPT|INTERSECT|LEFT|RIGHT|FULL|LIKE|OPERATOR|COLLATE)\b"
     r"|[<>~!@#%^&|?*/+-]"
 )
-_CALL = re.compile(r"(\w+)\s*\(\s*(\)?)")
+# A name that is a word of SQL, too, is printed in quotes.
+_CALL = re.compile(r"(\w+)\"?\s*\(\s*(\)?)")
+# What a cast makes of a value may be the same for two of them, as what cuts off does.
+_CAST = re.compile(r'::("[^"]+"|\w+(?: varying)?)(?:\((\d+)\))?')
+_LOSSLESS: Final = frozenset(("uuid", "text", "character varying", "character", "bpchar", "name"))
+_UUID_LENGTH: Final = 36
 # Words that stand before a parenthesis; the last two are types with a length.
 _PLAIN: Final = frozenset(
     (
@@ -138,7 +143,14 @@ def _is_plain(predicate: str, functions: Collection[str]) -> bool:
     A function without arguments gives the same for every row.
     """
     bare = _LITERAL.sub("", predicate)
-    return _MORE.search(bare) is None and all(
-        name.lower() in _PLAIN or (is_empty and name in functions)
-        for name, is_empty in _CALL.findall(bare)
+    return (
+        _MORE.search(bare) is None
+        and all(
+            name.lower() in _PLAIN or (is_empty and name in functions)
+            for name, is_empty in _CALL.findall(bare)
+        )
+        and all(
+            type_ in _LOSSLESS and int(length or _UUID_LENGTH) >= _UUID_LENGTH
+            for type_, length in _CAST.findall(bare)
+        )
     )
