@@ -97,7 +97,11 @@ _RELATIONS = f"""
                  WHERE has_table_privilege(other, c.oid, p)
                  OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
                     AND has_any_column_privilege(other, c.oid, p)) AS reached,
-           ARRAY(SELECT DISTINCT one.privilege_type::text FROM aclexplode(c.relacl) AS one
+           ARRAY(SELECT DISTINCT one.privilege_type::text
+                 FROM (SELECT c.relacl UNION ALL
+                       SELECT a.attacl FROM pg_attribute AS a
+                       WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) AS granted (acl)
+                 CROSS JOIN aclexplode(granted.acl) AS one
                  WHERE one.grantee = 0) AS public,
            ARRAY(SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid) AS parents
     FROM pg_class AS c
@@ -267,7 +271,7 @@ _DEFAULT_PRIVILEGES = """
 # A table is sent with all, with its schema, or because it, or what it is a partition of, is named.
 _PUBLICATIONS = """
     SELECT t.pubname, quote_ident(t.pubname) AS sql, t.schemaname, t.tablename,
-           {filtered} AS filtered, p.puballtables, quote_ident(t.schemaname) AS schema_sql,
+           {filter} AS filter, p.puballtables, quote_ident(t.schemaname) AS schema_sql,
            (SELECT r.prrelid::regclass::text FROM pg_publication_rel AS r
             WHERE r.prpubid = p.oid
             AND (r.prrelid = c.oid OR r.prrelid IN (SELECT pg_partition_ancestors(c.oid)))
@@ -325,9 +329,7 @@ def read_snapshot(
         set_option="SET" if version >= 160000 else "MEMBER",
         parameters=_PARAMETERS if version >= 150000 else "ARRAY[]::text[]",
     )
-    publications = _PUBLICATIONS.format(
-        filtered="t.rowfilter IS NOT NULL" if version >= 150000 else "false"
-    )
+    publications = _PUBLICATIONS.format(filter="t.rowfilter" if version >= 150000 else "NULL::text")
     schemas = reader.rows(_SCHEMAS)
     reached = reader.rows(reachable)
     # Of a superuser everything is said already.

@@ -85,6 +85,15 @@ def check_memberships(subject: Subject) -> Iterator[Finding]:
                 "every tenant's rows",
                 revoke,
             )
+        if row.rolreplication:
+            yield Finding(
+                "role-reaches-replication",
+                "error",
+                name,
+                f"SET ROLE makes {other!r} of it, which reads what every tenant writes from a "
+                "replication slot",
+                revoke,
+            )
         if row.rolcreaterole:
             yield Finding(
                 "role-reaches-createrole",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._finding import Severity
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
 
+# Which a service reads that waits for its migrations.
+_VERSION_TABLE = "alembic_version"
 _LOOKS_LIKE_TENANT = re.compile(TENANT_LIKE, re.IGNORECASE)
 # Something is called: the default is no constant.
 _CALLS = re.compile(r"\w\(|CURRENT_|SESSION_USER|\bNULL\b", re.IGNORECASE)
@@ -60,12 +62,13 @@ def check_row_security(subject: Subject) -> Iterator[Finding]:
 
 
 def _foreign(subject: Subject, relation: Relation) -> Finding:
+    is_known = relation.oid in subject.tenants
     return Finding(
         "foreign-table",
-        "error",
+        "error" if is_known else "warning",
         relation.label,
-        "is a foreign table, which cannot have policies: whoever may read it reads every tenant's "
-        "rows",
+        "is a foreign table, which cannot have policies: whoever may read it reads every "
+        + ("tenant's rows" if is_known else "row, and whose they are nothing here tells"),
         f"REVOKE ALL ON {relation.sql} FROM PUBLIC, {identifier(subject.snapshot.role.rolname)};",
     )
 
@@ -233,8 +236,13 @@ def check_strays(subject: Subject) -> Iterator[Finding]:
             continue
         elif relation.oid in parents:
             yield _child(relation, parents[relation.oid])
-        else:
-            yield from _tenant_like(relation)
+        elif relation.kind == "f":
+            if relation.within_reach:
+                yield _foreign(subject, relation)
+        elif (like := _tenant_like(relation)) is not None:
+            yield like
+        elif subject.declared is not None and _is_open(relation):
+            yield _undeclared(relation)
 
 
 def _undeclared(relation: Relation) -> Finding:
@@ -242,8 +250,13 @@ def _undeclared(relation: Relation) -> Finding:
         "table-undeclared",
         "warning",
         relation.label,
-        "has a tenant column or row-level security, but the metadata does not know it: nobody sees "
-        "when its protection changes",
+        (
+            "has a tenant column or row-level security, but the metadata does not know it: nobody "
+            "sees when its protection changes"
+            if relation.enabled or not _is_open(relation)
+            else "is open to the role, and the metadata does not know it: nobody has said whether "
+            "its rows are tenants'"
+        ),
         "-- declare it with tenant_table(), child_table() or shared_table(), or drop it",
     )
 
@@ -261,10 +274,15 @@ def _child(relation: Relation, parent: Relation) -> Finding:
     )
 
 
-def _tenant_like(relation: Relation) -> Iterator[Finding]:
+def _is_open(relation: Relation) -> bool:
+    """Say whether the role gets at a table that is no partition, and not Alembic's."""
+    return bool(relation.within_reach and not relation.parents and relation.name != _VERSION_TABLE)
+
+
+def _tenant_like(relation: Relation) -> Finding | None:
     for column in relation.columns.values():
         if _LOOKS_LIKE_TENANT.fullmatch(column.name):
-            yield Finding(
+            return Finding(
                 "table-tenant-like",
                 "warning",
                 relation.label,
@@ -273,7 +291,7 @@ def _tenant_like(relation: Relation) -> Iterator[Finding]:
                 f"ALTER TABLE {relation.sql} ENABLE ROW LEVEL SECURITY;\n"
                 f"-- and a policy on {identifier(column.name)}, or declare it a shared_table()",
             )
-            return
+    return None
 
 
 def check_publications(subject: Subject) -> Iterator[Finding]:
@@ -281,14 +299,21 @@ def check_publications(subject: Subject) -> Iterator[Finding]:
     labels = {relation.label: relation for relation in subject.relations}
     for row in subject.snapshot.publications:
         relation = labels.get(f"{row.schemaname}.{row.tablename}")
-        if relation is not None and not row.filtered:
+        if relation is not None and not _names_tenant(subject, relation, row.filter):
             yield Finding(
                 "table-published",
                 "warning",
                 relation.label,
-                f"publication {row.pubname!r} sends every tenant's rows to all its subscribers",
+                f"publication {row.pubname!r} sends every tenant's rows to all its subscribers"
+                + (": its filter does not ask whose they are" if row.filter else ""),
                 _unpublish(row),
             )
+
+
+def _names_tenant(subject: Subject, relation: Relation, predicate: str | None) -> bool:
+    name = subject.tenants[relation.oid]
+    word = "" if name is None else rf'(?<![\w"]){re.escape(identifier(name))}(?![\w"])'
+    return bool(word and predicate and re.search(word, predicate))
 
 
 def _unpublish(row: Row[Any]) -> str:
