@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from mgf_sqlalchemy.audit.test_mistakes import CANONICAL, using
 
 if TYPE_CHECKING:
     from mgf_sqlalchemy.audit.correct import Correct
@@ -29,6 +30,42 @@ def test_a_server_below_the_floor_is_told(correct: Correct) -> None:
 
     is_told = "server-cve-floor" in {one.id for one in correct.audit().findings}
     assert is_told == (int(version) < floors[version[:2]])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "number IS NULL",
+        "number <> ') AND (' AND (number IS NULL OR number = 'it''s')",
+        "CASE WHEN id > 0 AND number IS NULL THEN true ELSE number = 'x' END",
+        "EXISTS (SELECT FROM line WHERE line.id = 1 AND line.tenant_id = invoice.tenant_id)",
+    ],
+)
+def test_a_policy_that_narrows_the_canonical_one_down_is_clean(correct: Correct, more: str) -> None:
+    correct.change(using(f"{CANONICAL} AND {more}"))
+
+    assert correct.ids() == set()
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        f"({CANONICAL} AND number IS NULL) OR number = 'x'",
+        f"NOT ({CANONICAL} AND number IS NULL)",
+        f"({CANONICAL} AND number IS NULL) IS NOT TRUE",
+        f"CASE WHEN {CANONICAL} AND number IS NULL THEN true ELSE number = 'x' END",
+        f"({CANONICAL} OR id = 1) AND (number IS NULL OR {CANONICAL})",
+        f"'(' <> number AND ({CANONICAL} OR number = ')')",
+        f"COALESCE({CANONICAL} AND number IS NULL, true)",
+        f"EXISTS (SELECT FROM line WHERE line.{CANONICAL} AND line.id = 1)",
+    ],
+)
+def test_a_policy_in_which_the_canonical_one_decides_not_alone_is_told(
+    correct: Correct, predicate: str
+) -> None:
+    correct.change(using(predicate))
+
+    assert any(one.startswith("policy-") for one in correct.ids())
 
 
 @pytest.mark.parametrize(

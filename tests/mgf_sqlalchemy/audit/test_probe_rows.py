@@ -79,6 +79,13 @@ def protect(correct: Correct, table: str, value: str = "{}::uuid") -> None:
     )
 
 
+@pytest.mark.parametrize("setting", ["quote_all_identifiers = on", "DateStyle = 'German'"])
+def test_how_a_session_prints_does_not_matter(correct: Correct, setting: str) -> None:
+    correct.change(f"SET LOCAL {setting}")
+
+    assert correct.probe().ok
+
+
 @pytest.mark.parametrize("is_owner", [True, False])
 def test_rows_are_made_up_for_every_table(correct: Correct, *, is_owner: bool) -> None:
     """Types, domains, conditions, keys, cycles, partitions, rules, triggers and names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -26,6 +27,10 @@ _MAY_TRY = text(
     """
 )
 _QUOTED = text("SELECT name, quote_ident(name) FROM unnest(CAST(:names AS text[])) AS name")
+
+
+# Literals and names in quotes hold what else would count.
+_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]| AND\s""")
 
 
 def may_deparse(connection: Connection) -> bool:
@@ -106,5 +111,22 @@ def is_text(kind: str) -> bool:
 
 
 def holds_to_tenant(predicate: str | None, canonical: Collection[str]) -> bool:
-    """Say whether a predicate is one of those."""
-    return predicate is not None and predicate in canonical
+    """Say whether a predicate is one of those, or narrows one down, as ``... AND is_live`` does."""
+    return predicate is not None and not {*canonical}.isdisjoint(_conjuncts(predicate))
+
+
+def _conjuncts(predicate: str) -> list[str]:
+    """Return a predicate, and what has to hold with others for it to be true.
+
+    PostgreSQL prints each AND and OR in parentheses of its own, so that those outside of all others
+    hold one of both.
+    """
+    found, depth, start = [predicate], 0, 1
+    for one in _TOKEN.finditer(predicate):
+        depth += {"(": 1, ")": -1}.get(one[0], 0)
+        if one[0].startswith(" AND") and depth == 1:
+            found.append(predicate[start : one.start()])
+            start = one.end()
+        if depth < 1 and one.end() < len(predicate):
+            return [predicate]
+    return [*found, predicate[start:-1]]

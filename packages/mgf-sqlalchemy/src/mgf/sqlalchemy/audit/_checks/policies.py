@@ -93,7 +93,7 @@ def _faults(
     canonical = subject.canonical.get(relation.oid, frozenset())
     column = subject.tenants[relation.oid]
     for clause, predicate in (("USING", policy.using), ("WITH CHECK", policy.with_check)):
-        if predicate is None or predicate in canonical:
+        if predicate is None or holds_to_tenant(predicate, canonical):
             continue
         if clause == "WITH CHECK" and predicate == policy.using:
             continue

@@ -266,7 +266,9 @@ class Seeder:
         if relation.kind == "f":
             raise CannotSeedError("a foreign table: what is written elsewhere may not be undone")
         if self._author.role == self._session.role and not self._may_insert(relation):
-            raise CannotSeedError(f"{self._session.role!r} has no INSERT on it")
+            raise CannotSeedError(
+                f"{self._session.role!r} has no INSERT on it; connect as who has, and name the role"
+            )
         if any(self.ground.relations[one].kind == "f" for one in self.ground.leaves(relation.oid)):
             return  # only into partitions that are here
         for copied in self._copies(relation, tenant):

@@ -28,7 +28,9 @@ _BECOME_AND_BIND = text(
     "SELECT set_config('role', :role, true), set_config(:setting, :tenant, true)"
 )
 _LIMITS = text(
-    "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :run, true)"
+    "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :run, true),"
+    # Names are looked for in SQL that PostgreSQL prints.
+    " set_config('quote_all_identifiers', 'off', true)"
 )
 
 

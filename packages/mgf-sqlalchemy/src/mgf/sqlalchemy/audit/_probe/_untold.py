@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from mgf.sqlalchemy.audit._canonical import holds_to_tenant
 from mgf.sqlalchemy.audit._checks.policies import commands, has_floor
 from mgf.sqlalchemy.audit._probe._outcome import HELD, Outcome, not_proven
 
@@ -132,7 +133,9 @@ def _is_known(ground: Ground, policy: Policy, row: Row[tuple[object, ...]]) -> b
         and {*row.relations} <= {*ground.owned}
     )
     return all(
-        one is None or one in canonical or (not names_others and _is_plain(one, row.functions))
+        one is None
+        or holds_to_tenant(one, canonical)
+        or (not names_others and _is_plain(one, row.functions))
         for one in (policy.using, policy.with_check)
     )
 
