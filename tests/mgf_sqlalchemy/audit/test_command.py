@@ -575,6 +575,25 @@ def test_a_reader_that_leaves_early_is_no_error(open_door: str, correct: Correct
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("closed", "code", "said"), [("2>&-", 1, "grant-truncate"), (">&-", 2, "output is closed")]
+)
+def test_an_output_that_is_closed_is_no_traceback(
+    open_door: str, correct: Correct, closed: str, code: int, said: str
+) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *MODULE, "audit", "--role", correct.role],
+        env=clean_environment(MGF_DATABASE_URL=open_door),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == code
+    assert said in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_an_encoding_without_a_names_letters_is_no_error(url: str, correct: Correct) -> None:
     result = subprocess.run(
         [*MODULE, "audit", "--role", "größe"],

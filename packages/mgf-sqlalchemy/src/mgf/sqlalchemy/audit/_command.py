@@ -13,6 +13,7 @@ import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those of the process unless given.
     """
+    # A shell that closed one of them leaves None.
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -195,6 +198,8 @@ def _run(options: argparse.Namespace) -> int:
     given = options.url or os.environ.get(_VARIABLE)
     if not given:
         raise AppConfigError(f"there is no database; give its URL, or put it into {_VARIABLE}")
+    if sys.stdout is None and not options.output:
+        raise AppConfigError("standard output is closed; name a file: --output FILE")
     if options.tenant and not options.probe:
         raise AppConfigError("--tenant is for --probe alone; give that too")
     if options.tenant and len(set(options.tenant)) != 2:
