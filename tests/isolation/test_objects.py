@@ -718,11 +718,16 @@ async def test_objects_that_cannot_come_back_are_an_error_and_leave_nothing(
             assert await visible(session) == ["a1", "a2"]
 
 
+@pytest.mark.parametrize("expire_on_commit", [False, True])
 @pytest.mark.parametrize("end", ["flush", "commit"])
 async def test_an_object_deleted_in_the_inner_scope_does_not_come_back(
-    session: AsyncSession, world: World, end: str
+    engine: AsyncEngine, world: World, end: str, expire_on_commit: bool
 ) -> None:
-    async with tenant_session(session, world.a):
+    """The session lets go of it at the commit only where that expires objects."""
+    async with (
+        AsyncSession(engine, expire_on_commit=expire_on_commit) as session,
+        tenant_session(session, world.a),
+    ):
         mine = await session.get_one(Invoice, world.ids["a1"])
         country = Country(code=uuid4().hex, name="of a")
         session.add(country)
