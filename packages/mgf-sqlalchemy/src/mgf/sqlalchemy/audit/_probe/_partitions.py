@@ -51,8 +51,9 @@ class Room:
 def make_room(session: Session, ground: Ground, tenants: Sequence[str]) -> Room:
     """Attach, as the login, a partition for tenants to each table that has none for them.
 
-    That locks nobody out who reads or writes there, as to create it there would. What is asked of
-    rows by the table itself is asked of those in that partition, too.
+    Who reads or writes there goes on meanwhile, as with CREATE TABLE ... PARTITION OF nobody would;
+    who writes to tables that foreign keys tie it to waits. Where the table is the one that is
+    named, its policies hold rows of that partition as those of all others.
     """
     attached: dict[int, int] = {}
     reasons: dict[int, str] = {}

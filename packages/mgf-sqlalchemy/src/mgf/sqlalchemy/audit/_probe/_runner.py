@@ -70,7 +70,8 @@ async def probe(
     not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
     granted, and REFRESH of a materialized view that the role may read lock everyone out for their
     own time. Foreign tables are read only, since what is written elsewhere may not be undone. A
-    table that is partitioned by lists of tenants gets a partition, if the login owns it. A log
+    table that is partitioned by lists of tenants gets a partition, if the login owns it, and who
+    writes to tables that foreign keys tie it to waits until the end. A log
     that was written is searched for new rows, which on a large one takes a while.
 
     Only a session that never set a tenant shows what NULL in the setting opens; it is read first,
