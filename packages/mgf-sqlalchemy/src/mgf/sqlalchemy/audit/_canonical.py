@@ -121,6 +121,8 @@ def _conjuncts(predicate: str) -> list[str]:
     PostgreSQL prints each AND and OR in parentheses of its own, so that those outside of all others
     hold one of both.
     """
+    if not predicate.startswith("("):
+        return [predicate]
     found, depth, start = [predicate], 0, 1
     for one in _TOKEN.finditer(predicate):
         depth += {"(": 1, ")": -1}.get(one[0], 0)
