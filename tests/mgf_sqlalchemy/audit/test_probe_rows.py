@@ -422,6 +422,22 @@ def test_a_partition_of_tenants_that_are_there_is_not_proven(correct: Correct) -
     assert correct.probe().ok
 
 
+@pytest.mark.parametrize("is_owner", [True, False])
+def test_a_leak_into_a_table_that_nobody_reads_is_found(
+    correct: Correct, *, is_owner: bool
+) -> None:
+    check = f"{TENANT} IS NOT NULL AND tenant_id IS NOT NULL"
+    correct.change(
+        "CREATE TABLE own (tenant_id uuid NOT NULL, note text)",
+        "ALTER TABLE own ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        f"CREATE POLICY p ON own FOR INSERT TO {{role}} WITH CHECK ({check})",
+        "GRANT INSERT ON own TO {role}",
+        *([] if is_owner else ["SET LOCAL SESSION AUTHORIZATION {role}"]),
+    )
+
+    assert correct.probe().probed["relations"]["public.own"]["insert"] == "leaked"
+
+
 def append_only(body: str, level: str) -> str:
     return (
         "CREATE TABLE own (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant_id uuid NOT NULL"
