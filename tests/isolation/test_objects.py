@@ -515,13 +515,16 @@ async def test_a_session_without_autobegin(engine: AsyncEngine, world: World) ->
             assert await visible(session) == []
 
 
+@pytest.mark.parametrize("rolls_back", [False, True])
 async def test_a_session_closed_for_good_inside_the_block(
-    engine: AsyncEngine, world: World
+    engine: AsyncEngine, world: World, rolls_back: bool
 ) -> None:
     session = AsyncSession(engine, close_resets_only=False)
     async with tenant_session(session, world.a):
         invoice = await session.get_one(Invoice, world.ids["a1"])
         async with tenant_session(session, world.b):
+            if rolls_back:
+                await session.rollback()
             await session.close()
     assert inspect(invoice).detached
 
@@ -612,6 +615,9 @@ async def test_an_object_of_no_tenant_that_was_not_loaded_again_stays_as_it_is(
         await session.refresh(one)
     assert two.name == "two"
     assert "name" in inspect(one).unloaded
+    await session.refresh(one)
+    async with tenant_session(session, world.b):
+        assert one.name == "one"
 
 
 @pytest.mark.parametrize("how", ["evaluate", "fetch", "by primary key"])

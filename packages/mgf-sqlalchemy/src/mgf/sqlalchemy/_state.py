@@ -104,7 +104,7 @@ class SessionState:
 
     def repeat(self) -> ScopeFrame:
         """Enter the tenant that is in force already, which changes nothing."""
-        frame = replace(self._frames[-1], outer_objects=NO_OBJECTS, is_repeat=True)
+        frame = replace(self._frames[-1], is_repeat=True)
         self._frames.append(frame)
         return frame
 
