@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from mgf.sqlalchemy.audit._probe._partitions import Room
-
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from mgf.sqlalchemy.audit._probe._shapes import Shape
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
@@ -23,6 +21,21 @@ class ForeignKey(NamedTuple):
     columns: tuple[str, ...]
     parent: int
     parent_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What was done for tables that are partitioned by lists of tenants.
+
+    Args:
+        attached: a partition that was made, with the table that it was attached to.
+        reasons: why there is no row of a made-up tenant in a table or partition.
+        tenants: those that are made up.
+    """
+
+    attached: Mapping[int, int] = field(default_factory=dict[int, int])
+    reasons: Mapping[int, str] = field(default_factory=dict[int, str])
+    tenants: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

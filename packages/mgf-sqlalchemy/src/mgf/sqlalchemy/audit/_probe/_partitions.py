@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from mgf.sqlalchemy.audit._probe._ground import Room
 from mgf.sqlalchemy.audit._probe._session import UNTOUCHED, explain
 from mgf.sqlalchemy.audit._probe._values import cast
 from mgf.sqlalchemy.audit._sql import identifier, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mgf.sqlalchemy.audit._probe._ground import Ground
     from mgf.sqlalchemy.audit._probe._session import Session
@@ -31,21 +31,6 @@ _CLOSED = (
     "it takes the rows of tenants that are there, and those of the probe are made up; by the table "
     "that it is a partition of no privilege on it is needed: REVOKE the role's"
 )
-
-
-@dataclass(frozen=True)
-class Room:
-    """What was done for tables that are partitioned by lists of tenants.
-
-    Args:
-        attached: a partition that was made, with the table that it was attached to.
-        reasons: why there is no row of a made-up tenant in a table or partition.
-        tenants: those that are made up.
-    """
-
-    attached: Mapping[int, int] = field(default_factory=dict[int, int])
-    reasons: Mapping[int, str] = field(default_factory=dict[int, str])
-    tenants: Sequence[str] = ()
 
 
 def make_room(session: Session, ground: Ground, tenants: Sequence[str]) -> Room:
