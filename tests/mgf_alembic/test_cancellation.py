@@ -41,6 +41,12 @@ SHORT = """
     SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT 1'
 """
 SHORT_STATEMENTS = "for _ in range(300000):\n    op.execute('SELECT 1')"
+WAIT = """
+import pathlib, time
+until = time.monotonic() + 30
+while not pathlib.Path({!r}).exists() and time.monotonic() < until:
+    time.sleep(0.01)
+"""
 # About a minute of work in one statement.
 SQLITE_WORK = """
 op.execute('''
@@ -139,15 +145,17 @@ async def test_between_two_tries(project: Project, ini: Path, database: URL, url
     assert open_connections(database) == []
 
 
-async def test_before_its_turn(project: Project, ini: Path, database: URL) -> None:
+async def test_before_its_turn(project: Project, ini: Path, database: URL, tmp_path: Path) -> None:
     """The other one goes on."""
-    project.add("import time\ntime.sleep(2)")
+    end = tmp_path / "end"
+    project.add(WAIT.format(str(end)))
     first = asyncio.create_task(upgrade(ini, database_url=database))
-    await asyncio.sleep(0.5)
+    await asyncio.to_thread(wait_for, database, MIGRATORS)
 
     async with cancelled(ini, database):
         await asyncio.sleep(0.1)
     assert not first.done()
+    end.touch()
     await first
 
     assert await is_at_head(ini, database_url=database)
