@@ -458,7 +458,7 @@ CHANGING = ("upsert", "move", "blind-update", "blind-delete")
         ("RETURN NULL", "ROW"),
     ],
 )
-def test_what_a_trigger_refuses_is_held_off_by_canonical_policies_alone(
+def test_what_a_trigger_refuses_is_tried_without_it(
     correct: Correct, body: str, level: str
 ) -> None:
     correct.change(append_only(body, level))
@@ -466,12 +466,8 @@ def test_what_a_trigger_refuses_is_held_off_by_canonical_policies_alone(
 
     outcomes = correct.probe().probed["relations"]["public.own"]
     assert {outcomes[one] for one in CHANGING} == {"held"}
-
-    correct.change(
-        "ALTER POLICY p ON own USING (tenant_id <> '00000000-0000-4000-8000-000000000000')"
-    )
-    report = correct.probe()
-    assert report.probed["relations"]["public.own"]["move"] in {"leaked", "not_proven"}
+    setting = correct.database.owner.exec_driver_sql("SHOW session_replication_role")
+    assert setting.scalar() == "origin"
 
     correct.change("DROP POLICY p ON own")
     for command in ("SELECT", "INSERT"):
@@ -484,5 +480,33 @@ def test_what_a_trigger_refuses_is_held_off_by_canonical_policies_alone(
     report = correct.probe()
     outcomes = report.probed["relations"]["public.own"]
     assert outcomes["read"] == "held"
-    assert "held" not in {outcomes[one] for one in ("move", "blind-update")}
-    assert any("REVOKE UPDATE where nobody may" in one.reason for one in report.not_proven)
+    assert {outcomes[one] for one in ("move", "blind-update")} <= {"leaked", "not_proven"}
+    assert outcomes["move"] == "not_proven"
+    (reason,) = [one.reason for one in report.not_proven if one.attack == "move"]
+    assert "without it," in reason
+    assert "REVOKE UPDATE where nobody may" in reason
+
+
+def test_a_trigger_that_the_login_cannot_switch_off_leaves_it_not_proven(correct: Correct) -> None:
+    correct.change(append_only("RAISE 'appended to alone'", "STATEMENT"))
+    protect(correct, "own")
+    correct.change("SET SESSION AUTHORIZATION {role}")
+
+    report = correct.probe()
+
+    outcomes = report.probed["relations"]["public.own"]
+    assert {outcomes[one] for one in CHANGING} == {"not_proven"}
+    assert {outcomes[one] for one in ("read", "insert")} == {"held"}
+    reasons = [one.reason for one in report.not_proven if one.attack in CHANGING]
+    assert all("may not switch it off; REVOKE" in one for one in reasons)
+    assert not report.ok
+
+
+def test_a_trigger_that_is_always_enabled_leaves_it_not_proven(correct: Correct) -> None:
+    correct.change(append_only("RAISE 'appended to alone'", "STATEMENT"))
+    correct.change("ALTER TABLE own ENABLE ALWAYS TRIGGER t")
+    protect(correct, "own")
+
+    outcomes = correct.probe().probed["relations"]["public.own"]
+
+    assert {outcomes[one] for one in CHANGING} == {"not_proven"}

@@ -6,6 +6,7 @@ Nothing is taken for held that was not shown to work for the tenant's own rows.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
@@ -511,7 +512,8 @@ def attack(field: Field, target: Target) -> dict[str, Outcome]:
             continue
         found[name] = attempt(field, target, one)
         if not target.is_view:
-            found[name] = judge(field.seeder.ground, target, name, found[name], found)
+            again = partial(attempt, field, target, one)
+            found[name] = judge(field, target, name, found[name], again)
         if found[name].result != "leaked" and control.result == "not_proven":
             found[name] = control
     return found

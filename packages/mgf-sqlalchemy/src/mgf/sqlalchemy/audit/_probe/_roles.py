@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
@@ -68,11 +69,9 @@ def attack_as(
         worst[name] = min(before, outcome, key=lambda each: _RANKS.index(each.result))
 
     for target in _as_seen_by(session.connection, targets, role):
-        found: dict[str, Outcome] = {}
         for name, one in BY_ROLE.items():
-            outcome = attempt(theirs, target, one)
-            found[name] = judge(field.seeder.ground, target, name, outcome, found)
-            note(name, target.relation.label, found[name])
+            again = partial(attempt, theirs, target, one)
+            note(name, target.relation.label, judge(theirs, target, name, again(), again))
     for label, outcome in spills.read(theirs).items():
         note("read", label, outcome)
     return worst

@@ -57,9 +57,9 @@ async def probe(
     without a tenant; so it does in and through views, in partitions and as each role that it can
     become, and it looks for those rows in what triggers and rules wrote beside them, when they were
     put in and when the role updates and deletes them.
-    Nothing is taken for held unless the same statement reached the tenant's own rows, or a trigger
-    keeps it from all rows and its policies are canonical, and an open table that is made for it was
-    found open; what was not shown is not proven.
+    Nothing is taken for held unless the same statement reached the tenant's own rows, and an open
+    table that is made for it was found open; what was not shown is not proven. Where a table's own
+    trigger refuses an UPDATE or DELETE, it is made again without triggers, if the login may.
 
     Made to be run on staging. No row that was there is written but by the database's own triggers
     and rules: an UPDATE or DELETE without WHERE carries a condition that fails at the first row

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from mgf.sqlalchemy.audit._look import LOCK_TIMEOUT, milliseconds
 from mgf.sqlalchemy.errors import sqlstate
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sqlalchemy import Connection, CursorResult
-    from sqlalchemy.exc import DBAPIError
 
 # Seconds. What runs longer is not proven.
 STATEMENT_TIMEOUT: Final = 30.0
@@ -23,6 +23,9 @@ STATEMENT_TIMEOUT: Final = 30.0
 UNTOUCHED: Final = None
 
 _SAVEPOINT = "mgf_probe"
+# Takes no lock, other than ALTER TABLE; foreign keys are triggers, too. Policies are not.
+_TRIGGERS_OFF = "SET LOCAL session_replication_role = replica"
+_TRIGGERS_ON = "SET LOCAL session_replication_role = origin"
 _BECOME = text("SELECT set_config('role', :role, true)")
 _BECOME_AND_BIND = text(
     "SELECT set_config('role', :role, true), set_config(:setting, :tenant, true)"
@@ -49,6 +52,7 @@ class Session:
         self.role = role
         self.login = login
         self.setting = setting
+        self._without_triggers = False
 
     def start(self) -> None:
         """Set the savepoint."""
@@ -68,6 +72,8 @@ class Session:
             keep: what a block did that raised nothing stays until the end of the transaction.
         """
         try:
+            if self._without_triggers:
+                self.run(_TRIGGERS_OFF)
             self.become(tenant, role=role)
             yield
         except BaseException:
@@ -77,6 +83,8 @@ class Session:
             raise
         if keep:
             self.become(None if tenant is UNTOUCHED else "", role=self.login)
+            if self._without_triggers:
+                self.run(_TRIGGERS_ON)
             self.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             self.run(f"SAVEPOINT {_SAVEPOINT}")
         else:
@@ -85,6 +93,27 @@ class Session:
     def undo(self) -> None:
         """Go back to the savepoint, which stays."""
         self.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+
+    def may_do_without_triggers(self) -> bool:
+        """Say whether the login may switch triggers off: a superuser, or who was granted it."""
+        try:
+            self.run(_TRIGGERS_OFF)
+        except DBAPIError as error:
+            failure(error)
+            return False
+        finally:
+            if not self.connection.invalidated:
+                self.undo()
+        return True
+
+    @contextmanager
+    def without_triggers(self) -> Generator[None]:
+        """Switch triggers off in each trial of the block; the login has to be allowed to."""
+        self._without_triggers = True
+        try:
+            yield
+        finally:
+            self._without_triggers = False
 
     def become(self, tenant: str | None, *, role: str | None = None) -> None:
         """Take a role, the application's unless given, and a tenant."""
