@@ -226,7 +226,10 @@ def test_what_made_up_rows_cannot_show_is_not_proven(correct: Correct, mistake: 
     report = correct.probe()
 
     assert not report.ok
-    assert {one.attack for one in report.not_proven} >= {"read", "insert", "blind-update"}
+    # Two tenants that are made up may begin alike, and then show what a part of them lets pass.
+    relations = report.probed["relations"].values()
+    for attack in ("read", "insert", "blind-update"):
+        assert {one[attack] for one in relations} & {"not_proven", "leaked"}
 
 
 @pytest.mark.parametrize(
