@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -19,7 +20,14 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session
 
 from harness.tenants import NOTES, Invoice, tenant_in_force, visible
-from mgf.sqlalchemy import _state, create_engine, current_tenant, tenant_scope, tenant_session
+from mgf.sqlalchemy import (
+    _state,
+    create_engine,
+    current_tenant,
+    tenant_connection,
+    tenant_scope,
+    tenant_session,
+)
 from mgf.sqlalchemy.errors import TenantScopeError, sqlstate
 
 if TYPE_CHECKING:
@@ -577,6 +585,41 @@ async def test_a_deferred_trigger_runs_for_the_tenant_that_caused_it(
         "SELECT tenant_id FROM audit WHERE tenant_id = ANY($1) ORDER BY note", [world.a, world.b]
     )
     assert tenants == [world.a, world.b]
+
+
+@pytest.mark.parametrize("enters", [True, False])
+async def test_a_deferred_trigger_that_a_savepoint_brings_back_runs_for_its_tenant(
+    session: AsyncSession, world: World, enters: bool
+) -> None:
+    """ROLLBACK TO undoes that it ran inside the savepoint, where the tenant was changed."""
+    note = uuid4().hex
+    async with AsyncExitStack() as scope:
+        await scope.enter_async_context(tenant_session(session, world.a))
+        await session.execute(text("INSERT INTO deferred (note) VALUES (:note)"), {"note": note})
+        await session.execute(text("SAVEPOINT mine"))
+        if enters:
+            await scope.enter_async_context(tenant_session(session, world.b))
+        else:
+            await scope.aclose()
+        await visible(session)
+        await session.execute(text("ROLLBACK TO mine"))
+        await visible(session)
+        await session.commit()
+    assert await world.truth("SELECT tenant_id FROM audit WHERE note = $1", note) == [world.a]
+
+
+async def test_constraints_stay_deferred_where_a_savepoint_of_the_only_tenant_rolls_back(
+    engine: AsyncEngine, world: World
+) -> None:
+    """No other tenant's work can be brought back."""
+    code = uuid4().hex
+    async with engine.connect() as connection, tenant_connection(connection, world.a):
+        await connection.execute(text("INSERT INTO promise VALUES (:code)"), {"code": code})
+        await connection.execute(text("SAVEPOINT mine"))
+        await connection.execute(text("ROLLBACK TO mine"))
+        await connection.execute(text("INSERT INTO country VALUES (:code, 'new')"), {"code": code})
+        await connection.commit()
+    assert await world.truth("SELECT name FROM country WHERE code = $1", code) == ["new"]
 
 
 async def test_a_deferred_constraint_that_fails_where_the_tenant_changes_is_the_error_seen(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import Engine, event
 
-from mgf.sqlalchemy._carrier import BeginCarrier, carrier_of, send
+from mgf.sqlalchemy._carrier import BeginCarrier, carrier_of, has_begun, send
 from mgf.sqlalchemy._weak import WeakList
 from mgf.sqlalchemy.errors import TenantScopeError
 
@@ -110,6 +110,8 @@ class Binding:
         self._applied: Setting | None = UNBOUND
         # The tenant whose rows a cursor that is still open may be reading.
         self._read_by: UUID | None = None
+        # Whether the transaction has been of another tenant before.
+        self._has_changed = False
         self._is_sending = False
         self._is_hooked = False
 
@@ -166,6 +168,7 @@ class Binding:
         wanted = self._agreed()
         if not self._has_seen(root):  # nothing is applied to it
             self._root, self._applied, self._read_by = weakref.ref(root), UNBOUND, None
+            self._has_changed = False
         if wanted == self._applied:
             return
         refuse_unscopable(connection)
@@ -188,14 +191,30 @@ class Binding:
         return statements or None
 
     def _send(self, connection: Connection, wanted: Setting) -> None:
-        statements = list(wanted.statements(self._applied))
+        ending = self._ending(wanted) if has_begun(connection) else ()
+        statements = [*ending, *wanted.statements(self._applied)]
         self._applied = None
         self._is_sending = True
         try:
-            send(connection, statements, ends_work=wanted.tenant != self._read_by)
+            send(connection, statements)
         finally:
             self._is_sending = False
         self._applied, self._read_by = wanted, wanted.tenant
+
+    def _ending(self, wanted: Setting) -> Iterator[str]:
+        """Yield what ends what was begun for one tenant and would go on for another.
+
+        That is cursors, since a policy may be evaluated row by row, and deferred triggers, which
+        would otherwise run at COMMIT. Nothing before BEGIN: SET TRANSACTION has to come first.
+        """
+        changes = wanted.tenant != self._read_by
+        self._has_changed |= changes
+        if changes:
+            yield "CLOSE ALL"
+        # ROLLBACK TO brings back triggers that ran inside the savepoint, and opens no cursor again.
+        # The tenant whose they are, that of the savepoint, is in force again as well.
+        if changes or (self._applied is None and self._has_changed):
+            yield "SET CONSTRAINTS ALL IMMEDIATE"
 
     def _has_seen(self, root: RootTransaction | None) -> bool:
         return root is not None and self._root is not None and self._root() is root

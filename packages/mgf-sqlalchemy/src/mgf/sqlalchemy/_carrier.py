@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 # What is sent beside SQLAlchemy does not show in its echo.
 _log = logging.getLogger("mgf.sqlalchemy")
 
-# What was begun for one tenant and would go on for another: cursors, since a policy may be
-# evaluated row by row, and deferred triggers, which would otherwise run at COMMIT.
-_END_OF_WORK = ("CLOSE ALL", "SET CONSTRAINTS ALL IMMEDIATE")
-
 # Seconds after which a ROLLBACK counts as lost: a server has next to nothing to do for it.
 _ROLLBACK_TIMEOUT = 5.0
 
@@ -151,41 +147,36 @@ def carrier_of(connection: Connection) -> BeginCarrier | None:
     return driver if isinstance(driver, BeginCarrier) else None
 
 
-def send(connection: Connection, statements: Sequence[str], *, ends_work: bool) -> None:
+def send(connection: Connection, statements: Sequence[str]) -> None:
     """Send statements without parameters inside a connection's transaction.
 
     Args:
         connection: a connection whose transaction has begun.
         statements: the statements.
-        ends_work: first end what was begun for another tenant.
 
     Raises:
         sqlalchemy.exc.DBAPIError: what the database answered.
     """
-    ending = list(_END_OF_WORK) if ends_work else []
-    adapted: Any = connection.connection.dbapi_connection
     driver = connection.dialect.driver
-    if driver in _SIMPLE_QUERIES and hasattr(adapted, "run_async"):
-        has_begun = _has_begun(adapted.driver_connection)
-        if not has_begun:
-            ending = []  # nothing to close; and SET TRANSACTION has to come before it
-        if has_begun or driver == "psycopg":  # which sends BEGIN itself; asyncpg does not
-            sql = "; ".join([*ending, *statements])
-            _log.debug("%s", sql)
-            try:
-                adapted.run_async(partial(_SIMPLE_QUERIES[driver], sql=sql))
-            except Exception as exc:
-                if error := _server_error(connection.dialect, sql, exc):
-                    raise error from exc
-                # A lost connection, which is noticed below.
-            except BaseException as exc:
-                # Cut short by a cancellation, as SQLAlchemy does with its own statements: nobody
-                # knows what the connection will answer next, or whether it ever will.
-                connection.invalidate(exc)
-                raise
-            else:
-                return
-    for statement in (*ending, *statements):
+    # psycopg sends BEGIN itself; asyncpg does not.
+    if _is_known(connection) and (driver == "psycopg" or has_begun(connection)):
+        adapted: Any = connection.connection.dbapi_connection
+        sql = "; ".join(statements)
+        _log.debug("%s", sql)
+        try:
+            adapted.run_async(partial(_SIMPLE_QUERIES[driver], sql=sql))
+        except Exception as exc:
+            if error := _server_error(connection.dialect, sql, exc):
+                raise error from exc
+            # A lost connection, which is noticed below.
+        except BaseException as exc:
+            # Cut short by a cancellation, as SQLAlchemy does with its own statements: nobody
+            # knows what the connection will answer next, or whether it ever will.
+            connection.invalidate(exc)
+            raise
+        else:
+            return
+    for statement in statements:
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 
 
@@ -209,11 +200,20 @@ def _server_error(dialect: Dialect, sql: str, raised: Any) -> DBAPIError | None:
     return wrapped
 
 
-def _has_begun(driver: Any) -> bool:
+def has_begun(connection: Connection) -> bool:
     """Say whether the server has had this transaction's BEGIN: both drivers send it late."""
+    if not _is_known(connection):
+        return True
+    driver: Any = connection.connection.driver_connection
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())
     return bool(driver.info.transaction_status)  # psycopg; 0 is libpq's PQTRANS_IDLE
+
+
+def _is_known(connection: Connection) -> bool:
+    """Say whether it is of a driver that this package can hand a query to."""
+    adapted = connection.connection.dbapi_connection
+    return connection.dialect.driver in _SIMPLE_QUERIES and hasattr(adapted, "run_async")
 
 
 async def _asyncpg_query(driver: Any, sql: str) -> None:
