@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -56,6 +56,8 @@ SCHEMA = (
     GRANT INSERT ON deferred, audit TO app;
     CREATE TABLE promise (country_code text REFERENCES country DEFERRABLE INITIALLY DEFERRED);
     GRANT INSERT ON promise TO app;
+    CREATE TABLE currency (code text PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+    GRANT SELECT, INSERT, UPDATE ON currency TO app;
     CREATE VIEW summary WITH (security_invoker) AS
         SELECT code, (SELECT string_agg(note, ', ' ORDER BY note) FROM invoice) AS notes
         FROM country;
@@ -109,6 +111,18 @@ class Country(Base):
 
 
 Country.visible_invoices = column_property(select(func.count(Invoice.id)).scalar_subquery())
+
+
+class Currency(Base):
+    """The same for every tenant, and changed by many at once."""
+
+    __tablename__ = "currency"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int] = mapped_column()
+
+    __mapper_args__: ClassVar[Any] = {"version_id_col": version}
 
 
 class Summary(Base):

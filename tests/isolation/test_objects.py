@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, inspect, select, text, update
+from sqlalchemy import ForeignKey, event, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
-from sqlalchemy.orm.exc import DetachedInstanceError, FlushError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
+from sqlalchemy.orm.exc import DetachedInstanceError, FlushError, StaleDataError
 
 from harness.tenants import (
     Both,
     Country,
     CountryWithAll,
+    Currency,
     Invoice,
     InvoiceOfCountry,
     InvoiceWithAll,
@@ -578,6 +579,42 @@ async def test_a_computed_column_of_an_object_of_no_tenant_is_computed_for_each_
                 session.add(Invoice(note="one more"))
     assert counts == [0, 2, 2]
     assert "visible_invoices" in inspect(country).unloaded
+
+
+async def test_a_relationship_that_was_declared_after_the_first_scope(
+    session: AsyncSession, world: World
+) -> None:
+    """By a backref of a class that is imported later, or as it is here."""
+
+    class LateBase(DeclarativeBase):
+        pass
+
+    class LateCountry(LateBase):
+        __tablename__ = "country"
+
+        code: Mapped[str] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        if TYPE_CHECKING:  # made below
+            invoices: Mapped[list[LateInvoice]]
+
+    class LateInvoice(LateBase):
+        __tablename__ = "invoice"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        country_code: Mapped[str | None] = mapped_column(ForeignKey("country.code"))
+
+    session.add(country := LateCountry(code=uuid4().hex, name="shared"))
+    await session.commit()
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(LateInvoice, world.ids["a1"])
+        mine.country_code = country.code
+        await session.commit()
+    LateCountry.invoices = relationship(LateInvoice)
+    async with tenant_session(session, world.a):
+        loaded = await session.run_sync(lambda _: list(country.invoices))
+        assert [one.id for one in loaded] == [mine.id]
+    async with tenant_session(session, world.b):
+        assert await session.run_sync(lambda _: list(country.invoices)) == []
 
 
 @pytest.mark.parametrize("nested", [True, False])

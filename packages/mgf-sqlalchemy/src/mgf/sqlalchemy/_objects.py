@@ -87,13 +87,16 @@ def forget_derived(session: Session, objects: Iterable[object]) -> None:
     """
     for one in objects:
         state: Any = inspect(one)
-        names = [name for name in _derived(state.mapper) if name in state.dict]
+        mapper: Mapper[Any] = state.mapper
+        derived = _derived(mapper, len(mapper.attrs))
+        names = [name for name in derived if name in state.dict]
         if names:
             session.expire(one, names)
 
 
 @cache
-def _derived(mapper: Mapper[Any]) -> tuple[str, ...]:
+def _derived(mapper: Mapper[Any], _count: int) -> tuple[str, ...]:
+    # By how many attributes there are: one may come later, by a backref of another class.
     computed = [
         attribute.key
         for attribute in mapper.column_attrs
