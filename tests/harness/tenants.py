@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -122,7 +122,7 @@ class Currency(Base):
     name: Mapped[str]
     version: Mapped[int] = mapped_column()
 
-    __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's spelling
 
 
 class Summary(Base):

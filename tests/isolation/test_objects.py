@@ -465,6 +465,45 @@ async def test_a_session_closed_inside_the_block(session: AsyncSession, world: W
     assert await visible(session) == []
 
 
+@pytest.mark.parametrize("method", ["close", "invalidate", "reset"])
+async def test_objects_put_back_after_a_session_was_closed_show_what_is_stored(
+    session: AsyncSession, world: World, method: str
+) -> None:
+    """Also where a savepoint was released before, which is no commit."""
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+        async with session.begin_nested():
+            mine.note = "undone"
+            session.add(new := Invoice(note="new"))
+        async with tenant_session(session, world.b):
+            assert await visible(session) == ["b1", "b2"]
+            new_id = new.id
+            await getattr(session, method)()
+        assert await session.get(Invoice, new_id) is None
+        await session.refresh(mine)
+        assert mine.note == "a1"
+
+
+@pytest.mark.parametrize("expire_on_commit", [False, True])
+@pytest.mark.parametrize("commits", [False, True])
+async def test_objects_put_back_after_no_loss_are_as_they_were(
+    engine: AsyncEngine, world: World, commits: bool, expire_on_commit: bool
+) -> None:
+    async with (
+        AsyncSession(engine, expire_on_commit=expire_on_commit) as session,
+        tenant_session(session, world.a),
+    ):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            async with session.begin_nested():
+                assert await visible(session) == ["b1", "b2"]
+            if commits:
+                await session.commit()
+                await session.close()
+        assert mine in session
+        assert inspect(mine).expired is (commits and expire_on_commit)
+
+
 async def test_leaving_begins_no_transaction(session: AsyncSession, world: World) -> None:
     country = Country(code=uuid4().hex, name="shared")
     session.add(country)
@@ -679,6 +718,24 @@ async def test_an_update_of_rows_whose_objects_are_loaded(
         await rename("twice")
         assert country.name == "twice"
     assert "name" in inspect(country).unloaded
+
+
+async def test_a_change_by_somebody_else_is_noticed_after_a_change_in_a_scope(
+    session: AsyncSession, world: World
+) -> None:
+    """By the version that the UPDATE of the scope counted; one loaded later would hide it."""
+    code = uuid4().hex
+    session.add(currency := Currency(code=code, name="shared"))
+    await session.commit()
+    async with tenant_session(session, world.a):
+        currency.name = "changed"
+        await session.commit()
+    await world.truth(
+        "UPDATE currency SET name = 'theirs', version = version + 1 WHERE code = $1", code
+    )
+    currency.name += "!"
+    with pytest.raises(StaleDataError):
+        await session.commit()
 
 
 async def test_a_composite_of_an_object_that_was_changed(

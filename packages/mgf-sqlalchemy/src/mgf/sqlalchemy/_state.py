@@ -81,6 +81,8 @@ class SessionState:
         default_factory=dict[int, frozenset[str] | None]
     )
     _endings: int = 0
+    # A transaction is open whose work is lost with close(), which tells of no rollback.
+    _may_lose: bool = False
     # The last transaction; a connection that was handed to the session may go on without it.
     _has_ended: bool = False
 
@@ -194,6 +196,7 @@ class SessionState:
     def begin(self, session: Session, connection: Connection) -> None:
         """Bind a transaction of the session that begins on a connection."""
         self._has_ended = False
+        self._may_lose = True
         self.connections.add(connection)
         binding = binding_of(connection)
         binding.add(self)
@@ -218,6 +221,9 @@ class SessionState:
 
     def end(self) -> None:
         """Say nothing more about connections whose transactions of the session have ended."""
+        if self._may_lose:
+            self.note_ending()
+        self._may_lose = False
         self._has_ended = True
         if not self._frames:
             self._tell_connections()
@@ -247,6 +253,12 @@ class SessionState:
             session.expire(one)
         else:
             session.expunge(one)
+
+    def note_commit(self, session: Session) -> None:
+        """Remember that work of a transaction which ends is not lost."""
+        self._may_lose = False
+        if session.expire_on_commit:
+            self.note_ending()
 
     def note_ending(self) -> None:
         """Remember that values of objects which were set aside may be out of date."""
@@ -301,18 +313,27 @@ def _after_soft_rollback(session: Session, _previous: SessionTransaction) -> Non
 
 @event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
-    if session.expire_on_commit:
-        state_of(session).note_ending()
+    if not session.in_nested_transaction():  # else a savepoint was released
+        state_of(session).note_commit(session)
 
 
 @event.listens_for(Mapper, "refresh")
-@event.listens_for(Mapper, "refresh_flush")
 def _refresh(one: object, _context: Any, names: Iterable[str] | None) -> None:
     # The context says in which session, but for an UPDATE's objects and for composites.
     session = object_session(one)
     state = None if session is None else known_state(session)
     if state is not None:
         state.note_load(one, names)
+
+
+@event.listens_for(Mapper, "refresh_flush")
+def _refresh_flush(one: object, context: Any, names: Iterable[str] | None) -> None:
+    # All but the version that was counted here: it is compared with the row's at the next UPDATE,
+    # and one that is loaded only then would hide what somebody else did to the row meanwhile.
+    mapper: Mapper[Any] = inspect(one).mapper
+    if names is not None and (version := mapper.version_id_col) is not None:
+        names = [name for name in names if mapper.columns.get(name) is not version]
+    _refresh(one, context, names)
 
 
 # In what an object's state carries for others.
