@@ -312,6 +312,21 @@ async def test_objects_put_back_after_a_rollback_show_what_is_stored(
         assert invoice.note == "a1"
 
 
+async def test_objects_put_back_show_what_a_scope_of_their_tenant_changed_meanwhile(
+    session: AsyncSession, world: World
+) -> None:
+    """It had objects of its own of the same rows; the other tenant's need no loading again."""
+    async with tenant_session(session, world.a):
+        mine = await session.get_one(Invoice, world.ids["a1"])
+        async with tenant_session(session, world.b):
+            theirs = await session.get_one(Invoice, world.ids["b1"])
+            async with tenant_session(session, world.a):
+                (await session.get_one(Invoice, world.ids["a1"])).note = "inner"
+            assert theirs.note == "b1"
+        await session.refresh(mine, ["country_code"])
+        assert await session.run_sync(lambda _: mine.note) == "inner"
+
+
 async def test_objects_of_no_tenant_stay_loaded_where_others_are_put_back(
     session: AsyncSession, world: World
 ) -> None:

@@ -7,6 +7,7 @@ whenever its transaction began.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, inspect
@@ -44,7 +45,8 @@ class ScopeFrame:
     Args:
         setting: what is wanted in it.
         outer_objects: those of the tenant that was in force before.
-        endings: how many transactions whose end expires objects the session had seen.
+        endings: how many transactions whose end expires objects the session had seen; -1: the
+            objects are out of date anyway.
         entered: its place in the order of entering.
         is_repeat: its tenant was in force already. It changed nothing, and leaving it does not.
     """
@@ -128,6 +130,9 @@ class SessionState:
             attach_only(session, kept)
         else:
             self._tenantless = ObjectRefs(kept) if kept else NO_OBJECTS
+        for outer, inner in pairwise(self._frames):
+            if outer.setting.tenant == tenant:  # whose rows may be changed now, by other objects
+                inner.endings = -1
         frame = ScopeFrame(Setting(tenant, self.loud), outer_objects, self._endings)
         self._frames.append(frame)
         self._tell_connections()

@@ -52,16 +52,17 @@ def tenant_session(
 
     Objects follow their tenant. Entering flushes pending work, and what listeners to that flush
     add, under the tenant that created it and sets that tenant's objects aside, leaving puts them
-    back; entering the tenant already in force changes nothing. Objects loaded under no tenant stay
-    attached. Leaving the outermost block flushes, then detaches what the block loaded, as
-    ``close()`` would: objects stay readable, and are changed again in a new scope with
-    ``session.merge()``. What objects of no tenant have loaded through relationships, or computed
-    by a query, they forget at each of these changes, and so they do with attributes that were
-    loaded again in between, as a view's may be: rows of a tenant may have gone into it. Name it
-    again (``refresh()``, a loader option) where it is needed. When the block ends by an exception,
-    what was not flushed is discarded. A flush that fails at the end raises its error, and the
-    scope is left all the same: the error is about work that is lost, and staying in the scope
-    would not save it.
+    back; entering the tenant already in force changes nothing. What may be out of date by then
+    (work was rolled back, or another scope of that tenant lay in between) comes back expired.
+    Objects loaded under no tenant stay attached. Leaving the outermost block flushes, then
+    detaches what the block loaded, as ``close()`` would: objects stay readable, and are changed
+    again in a new scope with ``session.merge()``. What objects of no tenant have loaded through
+    relationships, or computed by a query, they forget at each of these changes, and so they do
+    with attributes that were loaded again in between, as a view's may be: rows of a tenant may
+    have gone into it. Name it again (``refresh()``, a loader option) where it is needed. When the
+    block ends by an exception, what was not flushed is discarded. A flush that fails at the end
+    raises its error, and the scope is left all the same: the error is about work that is lost, and
+    staying in the scope would not save it.
 
     A result that is still being read when the tenant of an open transaction changes ends with
     the next statement: reading on raises (SQLSTATE 34000, or SQLAlchemy's
