@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
 from harness.tenants import Base, BaseWithAll, Invoice, InvoiceWithAll, visible
@@ -162,6 +163,33 @@ async def test_per_mapper_binds_carry_the_tenant(engine: AsyncEngine, world: Wor
     ):
         notes = list(await session.scalars(select(Invoice.note).order_by(Invoice.note)))
         assert notes == ["a1", "a2"]
+
+
+async def test_a_session_that_chooses_its_engine_by_what_it_is_asked_for(
+    engine: AsyncEngine, world: World
+) -> None:
+    """It may refuse to choose one for nothing, as the example of SQLAlchemy's sharding does."""
+
+    def choose(mapper: Any, _instance: object, *_: object) -> str:
+        if mapper is None:
+            raise NotImplementedError
+        return "only"
+
+    async with AsyncSession(
+        sync_session_class=ShardedSession,
+        shards={"only": engine.sync_engine},
+        shard_chooser=choose,
+        identity_chooser=lambda *_, **__: ["only"],
+        execute_chooser=lambda _: ["only"],
+    ) as session:
+        async with tenant_session(session, world.a):
+            session.add(Invoice(note="new"))
+            await session.flush()
+            invoices = await session.scalars(select(Invoice).order_by(Invoice.note))
+            assert [one.note for one in invoices] == ["a1", "a2", "new"]
+            async with tenant_session(session, world.b):
+                assert await session.get(Invoice, world.ids["a1"]) is None
+        assert list(await session.scalars(select(Invoice))) == []
 
 
 async def test_a_session_on_two_engines_has_the_tenant_on_both(

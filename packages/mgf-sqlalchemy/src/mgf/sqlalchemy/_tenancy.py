@@ -268,8 +268,10 @@ def _kind(thing: object) -> str:
 def _refuse_unscopable_bind(session: Session) -> None:
     try:
         bind = session.bind or session.get_bind()
-    except UnboundExecutionError:
-        return  # per-mapper binds alone: refused when the first of them begins a transaction
+    except Exception:  # noqa: BLE001
+        # Per-mapper binds alone, or a choice of the user's that has to know for what: refused when
+        # the first of them begins a transaction.
+        return
     refuse_dialect(bind.dialect.name)
 
 
