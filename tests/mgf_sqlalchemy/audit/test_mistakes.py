@@ -60,6 +60,12 @@ INHERITING = f"""
     ALTER FUNCTION f OWNER TO {{role}}_s; DROP POLICY tenant_floor ON invoice;
     CREATE POLICY r ON invoice TO {{role}}_r USING (true)
 """
+# The floor holds what is written, and not what is read.
+UNFLOORED = f"""
+    CREATE ROLE {{role}}_r; {DEFINER}; ALTER FUNCTION f OWNER TO {{role}}_r;
+    DROP POLICY tenant_floor ON invoice; CREATE POLICY r ON invoice TO {{role}}_r USING (true);
+    CREATE POLICY tenant_floor ON invoice AS RESTRICTIVE WITH CHECK ({CANONICAL})
+"""
 # Its owner, whom policies hold, reads a copy that they do not.
 COPYING = """
     CREATE ROLE {role}_r; CREATE MATERIALIZED VIEW copy AS SELECT * FROM invoice;
@@ -354,6 +360,7 @@ DOORS = [
     (TRIGGER, "trigger-definer"),
     ("CREATE RULE r AS ON INSERT TO invoice DO ALSO NOTIFY x", "table-rule"),
     (INHERITING, "function-definer"),
+    (UNFLOORED, "function-definer"),
     (COPYING, "function-definer"),
     (HIDDEN, "function-definer"),
     (UNSEEN, "function-definer"),

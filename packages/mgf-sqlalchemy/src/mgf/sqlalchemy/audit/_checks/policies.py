@@ -83,7 +83,13 @@ def has_floor(subject: Subject, relation: Relation, policy: Policy) -> bool:
             or (one.name.startswith(_WRITTEN) and _is_declared(subject, relation, one))
         )
     ]
-    covered = {command for one in floors for command in commands(one)}
+    # Without USING, all that reaches rows which are there goes past it.
+    covered = {
+        command
+        for one in floors
+        for command in commands(one)
+        if one.using is not None or command == "INSERT"
+    }
     return covered.issuperset(commands(policy))
 
 
