@@ -88,6 +88,23 @@ OPERATOR = f"""
     CREATE SCHEMA hidden; {DEFINER.replace("f()", "hidden.f(int)")};
     CREATE OPERATOR @@@ (rightarg = int, function = hidden.f)
 """
+# PostgreSQL asks whether the role may call the aggregate, not whether it may call what that calls.
+COUNTS = """
+    CREATE FUNCTION f({args}) RETURNS {returns} LANGUAGE sql SECURITY DEFINER
+        SET search_path = '' AS 'SELECT count(*)::{returns} FROM public.invoice';
+    REVOKE EXECUTE ON FUNCTION f FROM PUBLIC
+"""
+AGGREGATE = f"""
+    {COUNTS.format(args="bigint, int", returns="bigint")};
+    CREATE AGGREGATE total (int) (sfunc = f, stype = bigint)
+"""
+# Nor whether it may call what compares, wherever rows are sorted.
+SORTED = f"""
+    CREATE TYPE pair AS (a int); {COUNTS.format(args="pair, pair", returns="int")};
+    CREATE FUNCTION less(pair, pair) RETURNS bool LANGUAGE sql AS 'SELECT ($1).a < ($2).a';
+    CREATE OPERATOR <<< (leftarg = pair, rightarg = pair, function = less);
+    CREATE OPERATOR CLASS pairs FOR TYPE pair USING btree AS OPERATOR 1 <<<, FUNCTION 1 f(pair, pair)
+"""
 # A function's text names its tables, and no catalog does.
 CALLED = """
     CREATE FUNCTION f() RETURNS TABLE (tenant_id uuid) LANGUAGE sql
@@ -365,6 +382,8 @@ DOORS = [
     (HIDDEN, "function-definer"),
     (UNSEEN, "function-definer"),
     (OPERATOR, "function-definer"),
+    (AGGREGATE, "function-definer"),
+    (SORTED, "function-definer"),
     (CALLED, "view-materialized"),
     (
         (
@@ -547,6 +566,7 @@ def test_a_remedy_does_not_cut_tenants_off(correct: Correct) -> None:
         f"{ROOM}, ADD EXCLUDE USING gist (tenant_id WITH =, room WITH &&)",
         "ALTER ROLE {role} SET session_replication_role = origin",
         "GRANT SET ON PARAMETER log_statement TO {role}",
+        f"{AGGREGATE}; REVOKE EXECUTE ON FUNCTION total FROM PUBLIC",
         "GRANT SELECT ON alembic_version TO {role}",
         "CREATE TABLE other (note text)",
         f"CREATE PUBLICATION p FOR TABLE invoice WHERE (tenant_id = '{ID}')",

@@ -174,18 +174,31 @@ _POLICY_FUNCTIONS = """
     JOIN pg_namespace AS fn ON fn.oid = p.pronamespace
     ORDER BY o.polrelid, o.polname, function
 """
+# For what an aggregate is made of PostgreSQL asks the privilege on the aggregate, and none for what
+# compares in an operator class.
+_IS_UNASKED = """
+    EXISTS (SELECT FROM unasked AS u WHERE u.oid = p.oid AND (
+        u.aggregate IS NULL OR has_function_privilege(caller, u.aggregate, 'EXECUTE')))
+"""
 # A body in standard SQL is no text in the catalog. A function in a schema that the role may not
 # use is called all the same by what names it, such as a view, a default or an operator, and by
 # functions that run with the rights of who may use that schema.
 _FUNCTIONS = f"""
-    WITH RECURSIVE callers AS (
+    WITH RECURSIVE unasked AS (
+        SELECT amproc::oid AS oid, CAST(NULL AS oid) AS aggregate FROM pg_amproc
+        UNION
+        SELECT d.refobjid, d.objid FROM pg_aggregate AS a
+        JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = a.aggfnoid
+                            AND d.refclassid = 'pg_proc'::regclass
+    ), callers AS (
         SELECT unnest(CAST(:callers AS name[])) AS caller
         UNION
         SELECT o.rolname FROM callers
         JOIN pg_proc AS p ON p.prosecdef
             AND (p.prorettype = 'trigger'::regtype
                  OR has_function_privilege(caller, p.oid, 'EXECUTE')
-                    AND has_schema_privilege(caller, p.pronamespace, 'USAGE'))
+                    AND has_schema_privilege(caller, p.pronamespace, 'USAGE')
+                 OR {_IS_UNASKED})
         JOIN pg_roles AS o ON o.oid = p.proowner AND NOT (o.rolsuper OR o.rolbypassrls)
     )
     SELECT p.oid, n.nspname || '.' || p.proname AS label, p.oid::regprocedure::text AS sql,
@@ -200,6 +213,7 @@ _FUNCTIONS = f"""
                    SELECT FROM pg_depend AS d
                    WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid
                    AND d.classid <> 'pg_trigger'::regclass))
+               OR {_IS_UNASKED}
            ) AS executable
     FROM pg_proc AS p
     JOIN pg_namespace AS n ON n.oid = p.pronamespace
