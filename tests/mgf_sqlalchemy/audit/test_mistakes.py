@@ -103,7 +103,8 @@ SORTED = f"""
     CREATE TYPE pair AS (a int); {COUNTS.format(args="pair, pair", returns="int")};
     CREATE FUNCTION less(pair, pair) RETURNS bool LANGUAGE sql AS 'SELECT ($1).a < ($2).a';
     CREATE OPERATOR <<< (leftarg = pair, rightarg = pair, function = less);
-    CREATE OPERATOR CLASS pairs FOR TYPE pair USING btree AS OPERATOR 1 <<<, FUNCTION 1 f(pair, pair)
+    CREATE OPERATOR CLASS pairs FOR TYPE pair USING btree
+        AS OPERATOR 1 <<<, FUNCTION 1 f(pair, pair)
 """
 # A function's text names its tables, and no catalog does.
 CALLED = """
@@ -126,6 +127,24 @@ INSTEAD = f"""
 COMMAND = f"""
     {WRITER}; CREATE TABLE command (number text); GRANT INSERT ON command TO {{role}};
     CREATE TRIGGER t AFTER INSERT ON command FOR EACH ROW EXECUTE FUNCTION f()
+"""
+# Written by a view, a rule or a partitioned table alone: the role has no privilege on it.
+BEHIND = [
+    "{command}; CREATE VIEW v AS SELECT * FROM command; GRANT INSERT ON v TO {{role}}",
+    (
+        "{command}; CREATE TABLE start (note text); GRANT INSERT ON start TO {{role}};"
+        "CREATE RULE r AS ON INSERT TO start DO ALSO INSERT INTO command VALUES (NEW.note)"
+    ),
+    (
+        "CREATE TABLE start (number text) PARTITION BY LIST (number);"
+        "GRANT INSERT ON start TO {{role}};"
+        "{command}; ALTER TABLE start ATTACH PARTITION command DEFAULT"
+    ),
+]
+CALLING = COMMAND.replace("GRANT INSERT ON command TO {role};", "")
+RULED = """
+    CREATE TABLE command (number text);
+    CREATE RULE r AS ON INSERT TO command DO ALSO DELETE FROM invoice
 """
 PARENT = """
     CREATE TABLE parent (note text); CREATE TABLE heir (tenant_id uuid NOT NULL) INHERITS (parent);
@@ -341,6 +360,13 @@ KEYS = [
         ),
         "fk-cascade",
     ),
+    (
+        (
+            "CREATE VIEW countries AS SELECT * FROM country; GRANT DELETE ON countries TO {role};"
+            "ALTER TABLE invoice ADD FOREIGN KEY (country) REFERENCES country ON DELETE CASCADE"
+        ),
+        "fk-cascade",
+    ),
 ]
 DOORS = [
     ("ALTER VIEW numbers RESET (security_invoker)", "view-not-invoker"),
@@ -395,6 +421,8 @@ DOORS = [
     (ATOMIC, "function-sets-tenant"),
     (INSTEAD, "trigger-definer"),
     (COMMAND, "trigger-definer"),
+    *((one.format(command=CALLING), "trigger-definer") for one in BEHIND),
+    *((one.format(command=RULED), "table-rule") for one in BEHIND[:2]),
     (
         (
             "GRANT UPDATE ON numbers TO {role};"
@@ -585,6 +613,22 @@ def test_a_trigger_that_reaches_no_tenant_is_not_named(correct: Correct) -> None
         "CREATE ROLE {role}_r; GRANT CREATE ON SCHEMA public TO {role}_r",
         "ALTER FUNCTION f OWNER TO {role}_r",
     )
+
+    assert correct.ids() == set()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        CALLING,
+        RULED,
+        BEHIND[0].format(command=RULED).replace("AS SELECT", "WITH (security_invoker) AS SELECT"),
+        BEHIND[0].format(command=RULED).replace("GRANT INSERT", "GRANT SELECT, UPDATE"),
+        BEHIND[1].format(command=RULED).replace("GRANT INSERT", "GRANT SELECT"),
+    ],
+)
+def test_what_the_role_does_not_write_is_not_named(correct: Correct, made: str) -> None:
+    correct.change(made)
 
     assert correct.ids() == set()
 

@@ -249,6 +249,7 @@ _TRIGGERS = f"""
 """
 _RULES = f"""
     SELECT w.ev_class, w.rulename, quote_ident(w.rulename) AS sql,
+           CASE w.ev_type WHEN '2' THEN 'UPDATE' WHEN '3' THEN 'INSERT' ELSE 'DELETE' END AS event,
            ARRAY(SELECT DISTINCT d.refobjid::bigint FROM pg_depend AS d
                  WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
                  AND d.refclassid = 'pg_class'::regclass) AS names

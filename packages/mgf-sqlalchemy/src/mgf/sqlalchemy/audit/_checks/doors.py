@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mgf.sqlalchemy.audit._checks.policies import has_floor, is_canonical
+from mgf.sqlalchemy.audit._checks.written import WRITING, written
 from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from mgf.sqlalchemy.audit._snapshot import Relation, Subject
     from mgf.sqlalchemy.rls import Policy
     from mgf.sqlalchemy.rls._names import RelationName
-
-
-_WRITING = frozenset(("INSERT", "UPDATE", "DELETE", "TRUNCATE"))
 
 
 def check_views(subject: Subject) -> Iterator[Finding]:
@@ -227,7 +225,7 @@ def _opened_to(subject: Subject, relation: Relation, policy: Policy) -> Collecti
 
 def check_triggers(subject: Subject) -> Iterator[Finding]:
     """Yield triggers and rules of tenants' tables that run with other rights."""
-    relations, walk = subject.snapshot.relations, _Walk(subject)
+    relations, walk, places = subject.snapshot.relations, _Walk(subject), written(subject)
     functions = {row.oid: row for row in subject.snapshot.functions if row.prosecdef}
     for row in subject.snapshot.triggers:
         relation = relations.get(row.tgrelid)
@@ -237,7 +235,7 @@ def check_triggers(subject: Subject) -> Iterator[Finding]:
         # Elsewhere, also on a view, it is a door for who may write there.
         if row.tgrelid in subject.tenants or (
             function is not None
-            and relation.within_reach & _WRITING
+            and any((relation.oid, one) in places for one in WRITING)
             and walk.is_exempt(function.owner)
         ):
             yield Finding(
@@ -250,7 +248,9 @@ def check_triggers(subject: Subject) -> Iterator[Finding]:
             )
     for row in subject.snapshot.rules:
         relation = relations.get(row.ev_class)
-        if relation is None or not (row.ev_class in subject.tenants or relation.within_reach):
+        if relation is None:
+            continue
+        if row.ev_class not in subject.tenants and (row.ev_class, row.event) not in places:
             continue
         if any(
             walk.reads_tenants(subject.snapshot.key(relations[one]))

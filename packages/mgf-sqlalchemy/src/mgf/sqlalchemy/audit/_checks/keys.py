@@ -6,14 +6,16 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from mgf.sqlalchemy.audit._checks.written import written
 from mgf.sqlalchemy.audit._finding import Finding
 from mgf.sqlalchemy.audit._sql import identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Row
 
+    from mgf.sqlalchemy.audit._checks.written import Place
     from mgf.sqlalchemy.audit._snapshot import Column, Relation, Subject
 
 _GENERATES = re.compile(r"\bnextval\(|\w*uuid\w*\(", re.IGNORECASE)
@@ -101,10 +103,10 @@ def _unique_remedy(
 
 def check_foreign_keys(subject: Subject) -> Iterator[Finding]:
     """Yield foreign keys that lead to other tenants' rows."""
-    relations = subject.snapshot.relations
+    relations, places = subject.snapshot.relations, written(subject)
     for row in subject.snapshot.foreign_keys:
         if row.conrelid in subject.tenants and row.confrelid not in subject.tenants:
-            yield from _from_shared(subject, row)
+            yield from _from_shared(subject, row, places)
         if row.conrelid not in subject.tenants or row.confrelid not in subject.tenants:
             continue
         own, other = subject.tenants[row.conrelid], subject.tenants[row.confrelid]
@@ -156,11 +158,13 @@ def _is_looked_up(child: Relation, columns: Iterable[str]) -> bool:
     )
 
 
-def _from_shared(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
+def _from_shared(
+    subject: Subject, row: Row[Any], places: Mapping[Place, Relation]
+) -> Iterator[Finding]:
     """Yield a key to a shared table by which a tenant that writes there changes others' rows."""
     actions = (("DELETE", row.confdeltype), ("UPDATE", row.confupdtype))
     for verb, action in actions:
-        start = _starts(subject, row.confrelid, verb) if action in _CASCADES else None
+        start = places.get((row.confrelid, verb)) if action in _CASCADES else None
         if start is None:
             continue
         child = subject.snapshot.relations[row.conrelid]
@@ -173,26 +177,6 @@ def _from_shared(subject: Subject, row: Row[Any]) -> Iterator[Finding]:
             f"the role has {verb} there: one row of it changes every tenant's rows",
             f"REVOKE {verb} ON {start.sql} FROM {role}, PUBLIC;",
         )
-
-
-def _starts(subject: Subject, oid: int, verb: str) -> Relation | None:
-    """Return a table where the role may do what reaches another one by keys that cascade."""
-    action = "confdeltype" if verb == "DELETE" else "confupdtype"
-    todo, seen = [oid], {oid}
-    while todo:
-        relation = subject.snapshot.relations.get(todo.pop())
-        if relation is None:
-            continue
-        if verb in relation.within_reach:
-            return relation
-        above = {
-            row.confrelid
-            for row in subject.snapshot.foreign_keys
-            if row.conrelid == relation.oid and getattr(row, action) == "c"
-        }
-        todo += above - seen
-        seen |= above
-    return None
 
 
 def _foreign_remedy(
