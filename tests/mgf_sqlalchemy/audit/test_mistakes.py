@@ -44,6 +44,11 @@ FOREIGN = """
     CREATE FOREIGN TABLE far (tenant_id uuid) SERVER files OPTIONS (filename '/dev/null');
     GRANT SELECT ON far TO {role}
 """
+# Who owns a domain may add a CHECK to it, a function that is called for every value there is.
+OWNED = """
+    CREATE DOMAIN below AS text; CREATE DOMAIN code AS below; ALTER TABLE line ADD code code;
+    ALTER DOMAIN {} OWNER TO {{role}}
+"""
 OTHER = """
     CREATE TABLE other (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, invoice_id int NOT NULL
         REFERENCES invoice)
@@ -192,6 +197,20 @@ ROLES = [
         "CREATE ROLE {role}_a; GRANT {role}_a TO {role}; ALTER TABLE invoice OWNER TO {role}_a",
         "role-reaches-owner",
     ),
+    (OWNED.format("code"), "role-owns-domain"),
+    (OWNED.format("below"), "role-owns-domain"),
+    (f"{BESIDE}; {OWNED.format('code').rstrip()}_r", "role-owns-domain"),
+    (
+        "ALTER SCHEMA public OWNER TO {role}; REVOKE CREATE ON SCHEMA public FROM {role}",
+        "role-owns-schema",
+    ),
+    (
+        (
+            "ALTER SCHEMA public OWNER TO pg_database_owner; DO $$ BEGIN EXECUTE "
+            "format('ALTER DATABASE %I OWNER TO {role}', current_database()); END $$"
+        ),
+        "role-owns-schema",
+    ),
     (f"ALTER ROLE {{role}} SET app.current_tenant = '{ID}'", "setting-default"),
     (
         (
@@ -211,6 +230,14 @@ ROLES = [
     ),
     ("GRANT ALTER SYSTEM ON PARAMETER work_mem TO {role}", "role-sets-parameters"),
     ("GRANT CREATE ON SCHEMA public TO {role}", "role-creates-objects"),
+    (f"{BESIDE}; GRANT CREATE ON SCHEMA public TO {{role}}_r", "role-creates-objects"),
+    (
+        (
+            "DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', "
+            "current_database()); END $$"
+        ),
+        "role-creates-objects",
+    ),
     ("SET LOCAL ROLE {role}", "login-resets-role"),
     (
         (
@@ -597,6 +624,7 @@ def test_a_remedy_does_not_cut_tenants_off(correct: Correct) -> None:
         f"{AGGREGATE}; REVOKE EXECUTE ON FUNCTION total FROM PUBLIC",
         "GRANT SELECT ON alembic_version TO {role}",
         "CREATE TABLE other (note text)",
+        "CREATE DOMAIN free AS text; ALTER DOMAIN free OWNER TO {role}",
         f"CREATE PUBLICATION p FOR TABLE invoice WHERE (tenant_id = '{ID}')",
         FOREIGN.replace("tenant_id uuid", "note text").replace("GRANT", "--"),
     ],

@@ -68,6 +68,8 @@ _REACHABLE = """
                  AND p.proname IN ('pg_read_file', 'pg_read_binary_file', 'lo_import', 'lo_export')
                  AND has_function_privilege(pg_roles.oid, p.oid, 'EXECUTE')
                  AND NOT rolsuper) AS file_functions,
+           NOT rolsuper AND has_database_privilege(oid, current_database(), 'CREATE')
+               AS creates_schemas,
            {parameters} AS parameters
     FROM pg_roles WHERE oid IN (SELECT oid FROM reached) ORDER BY rolname
 """
@@ -79,9 +81,29 @@ _PARAMETERS = """
           ORDER BY a.parname, one)
 """
 _SCHEMAS = f"""
-    SELECT n.nspname, quote_ident(n.nspname) AS sql,
-           has_schema_privilege(:role, n.oid, 'CREATE') AS may_create
-    FROM pg_namespace AS n WHERE {_IS_OURS} ORDER BY n.nspname
+    SELECT n.nspname, quote_ident(n.nspname) AS sql, o.rolname AS owner,
+           ARRAY(SELECT CAST(one AS text) FROM unnest(CAST(:callers AS name[])) AS one
+                 WHERE has_schema_privilege(one, n.oid, 'CREATE')) AS creators
+    FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner
+    WHERE {_IS_OURS} ORDER BY n.nspname
+"""
+# With the tables that have a column of a domain, or of one that is made of it.
+_DOMAINS = """
+    WITH RECURSIVE based AS (
+        SELECT t.oid AS owned, t.oid FROM pg_type AS t JOIN pg_roles AS o ON o.oid = t.typowner
+        WHERE t.typtype = 'd' AND o.rolname = ANY(CAST(:owners AS name[]))
+        UNION
+        SELECT based.owned, t.oid FROM based JOIN pg_type AS t ON t.typbasetype = based.oid
+    )
+    SELECT n.nspname || '.' || t.typname AS label,
+           quote_ident(n.nspname) || '.' || quote_ident(t.typname) AS sql, o.rolname AS owner,
+           ARRAY(SELECT DISTINCT a.attrelid::bigint FROM based
+                 JOIN pg_attribute AS a ON a.atttypid = based.oid AND a.attnum > 0
+                 WHERE based.owned = t.oid) AS relations
+    FROM pg_type AS t
+    JOIN pg_namespace AS n ON n.oid = t.typnamespace
+    JOIN pg_roles AS o ON o.oid = t.typowner
+    WHERE t.oid IN (SELECT owned FROM based) ORDER BY label
 """
 _RELATIONS = f"""
     SELECT c.oid, n.nspname, c.relname, c.relkind::text, o.rolname AS owner,
@@ -345,12 +367,13 @@ def read_snapshot(
         parameters=_PARAMETERS if version >= 150000 else "ARRAY[]::text[]",
     )
     publications = _PUBLICATIONS.format(filter="t.rowfilter" if version >= 150000 else "NULL::text")
-    schemas = reader.rows(_SCHEMAS)
     reached = reader.rows(reachable)
     # Of a superuser everything is said already.
     others = [] if roles[0].rolsuper else [one.rolname for one in reached if not one.inherited]
     default_schema = connection.dialect.default_schema_name
-    functions = reader.rows(_FUNCTIONS, callers=[name, *others])
+    callers = [name, *others]
+    schemas = reader.rows(_SCHEMAS, callers=callers)
+    functions = reader.rows(_FUNCTIONS, callers=callers)
     definers = {one.owner for one in functions if one.prosecdef} - set(server.exempt)
     protection = read_protection(connection, schemas=[one.nspname for one in schemas])
     return Snapshot(
@@ -371,6 +394,7 @@ def read_snapshot(
         foreign_keys=reader.rows(_FOREIGN_KEYS),
         policy_functions=reader.rows(_POLICY_FUNCTIONS),
         functions=functions,
+        domains=reader.rows(_DOMAINS, owners=[one.rolname for one in reached]),
         definers={one.rolname: one for one in reader.rows(_DEFINERS, owners=sorted(definers))},
         triggers=reader.rows(_TRIGGERS),
         rules=reader.rows(_RULES),

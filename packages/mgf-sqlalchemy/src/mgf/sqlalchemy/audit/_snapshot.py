@@ -90,7 +90,7 @@ class Snapshot:
 
     Rows are as `_catalog` asks for them; `exempt` are the roles that no policy holds,
     `login_roles` those that the connection's login is or can become, `definers` those owners of
-    SECURITY DEFINER functions that policies hold.
+    SECURITY DEFINER functions that policies hold, `domains` those that the role owns.
     """
 
     database: str
@@ -108,6 +108,7 @@ class Snapshot:
     foreign_keys: tuple[Row[Any], ...]
     policy_functions: tuple[Row[Any], ...]
     functions: tuple[Row[Any], ...]
+    domains: tuple[Row[Any], ...]
     definers: Mapping[str, Row[Any]]
     triggers: tuple[Row[Any], ...]
     rules: tuple[Row[Any], ...]

@@ -20,6 +20,8 @@ TITLES: Final = {
     "role-sets-parameters": "the role may change what only superusers should",
     "role-owns-table": "the role owns a table of tenants' rows",
     "role-reaches-owner": "the role can become the owner of a table of tenants' rows",
+    "role-owns-schema": "the role owns a schema of tables with tenants' rows",
+    "role-owns-domain": "the role owns the domain of a column of tenants' rows",
     "role-creates-objects": "the role may create objects beside the tables",
     "role-setting": "a default of the role or database gets in the way",
     "setting-default": "a tenant is set by default",

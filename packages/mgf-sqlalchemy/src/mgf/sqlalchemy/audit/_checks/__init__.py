@@ -18,6 +18,7 @@ CHECKS: Final[tuple[Callable[[Subject], Iterator[Finding]], ...]] = (
     roles.check_memberships,
     roles.check_parameters,
     roles.check_ownership,
+    roles.check_domains,
     roles.check_settings,
     roles.check_schemas,
     roles.check_login,

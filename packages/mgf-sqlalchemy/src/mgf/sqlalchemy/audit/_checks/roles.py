@@ -194,6 +194,22 @@ def check_ownership(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def check_domains(subject: Subject) -> Iterator[Finding]:
+    """Yield domains of tenants' columns that belong to the role, or to one that it can become."""
+    name = subject.snapshot.role.rolname
+    for row in subject.snapshot.domains:
+        if subject.snapshot.role.rolsuper or subject.tenants.keys().isdisjoint(row.relations):
+            continue
+        yield Finding(
+            "role-owns-domain",
+            "critical",
+            row.label,
+            f"{name!r} is, or can become, its owner {row.owner!r}, who may add a CHECK to it: a "
+            "function of its own is called then for every tenant's values, whatever policies say",
+            f"ALTER DOMAIN {row.sql} OWNER TO ...;  -- a role that the application is not",
+        )
+
+
 def check_settings(subject: Subject) -> Iterator[Finding]:
     """Yield defaults of settings that come with a role or database."""
     for row in subject.snapshot.settings:
@@ -228,21 +244,44 @@ def _scope(role: str | None, database: str | None) -> str:
 
 
 def check_schemas(subject: Subject) -> Iterator[Finding]:
-    """Yield schemas in which the role may create what shadows functions and operators."""
-    name = subject.snapshot.role.rolname
-    if subject.snapshot.role.rolsuper:
+    """Yield schemas whose tables the role may drop, and where it may create what shadows others."""
+    snapshot = subject.snapshot
+    name = snapshot.role.rolname
+    if snapshot.role.rolsuper:
         return
     used = {relation.schema for relation in subject.relations}
-    for row in subject.snapshot.schemas:
-        if row.may_create and row.nspname in used:
+    for row in snapshot.schemas:
+        if row.nspname not in used:
+            continue
+        if row.owner in snapshot.reachable:
+            yield Finding(
+                "role-owns-schema",
+                "critical",
+                row.nspname,
+                f"{name!r} has the rights of its owner {row.owner!r}, who may drop every table in "
+                "it, whoever owns that",
+                f"ALTER SCHEMA {row.sql} OWNER TO ...;  -- a role that the application is not",
+            )
+        elif row.creators:
             yield Finding(
                 "role-creates-objects",
                 "warning",
                 row.nspname,
                 f"{name!r} may create functions and operators there, which others then call by "
                 "mistake, with their rights",
-                f"REVOKE CREATE ON SCHEMA {row.sql} FROM {identifier(name)}, PUBLIC;",
+                f"REVOKE CREATE ON SCHEMA {row.sql} FROM {_list(row.creators)}, PUBLIC;",
             )
+    creating = [other for other, row in snapshot.reachable.items() if row.creates_schemas]
+    if creating:
+        database = identifier(snapshot.database)
+        yield Finding(
+            "role-creates-objects",
+            "warning",
+            snapshot.database,
+            f"{name!r} may create schemas: what is in one with another role's name comes first on "
+            "the usual search_path, and is called by mistake with that role's rights",
+            f"REVOKE CREATE ON DATABASE {database} FROM {_list(creating)}, PUBLIC;",
+        )
 
 
 def check_login(subject: Subject) -> Iterator[Finding]:
