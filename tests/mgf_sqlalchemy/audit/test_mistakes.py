@@ -420,6 +420,23 @@ DOORS = [
         "function-definer",
     ),
     (UNPINNED, "function-search-path"),
+    (f"{UNPINNED}; ALTER FUNCTION f SET search_path = public", "function-search-path"),
+    (f"{UNPINNED}; ALTER FUNCTION f SET search_path = pg_temp, public", "function-search-path"),
+    (
+        (
+            f'{UNPINNED}; ALTER FUNCTION f SET search_path = pg_catalog, "My lib", pg_temp;'
+            'CREATE SCHEMA "My lib"; GRANT CREATE ON SCHEMA "My lib" TO {role}'
+        ),
+        "function-search-path",
+    ),
+    (
+        (
+            f"{UNPINNED}; CREATE ROLE {{role}}_o; CREATE SCHEMA AUTHORIZATION {{role}}_o;"
+            "ALTER FUNCTION f OWNER TO {role}_o; GRANT CREATE ON SCHEMA {role}_o TO {role};"
+            'ALTER FUNCTION f SET search_path = "$user", pg_temp'
+        ),
+        "function-search-path",
+    ),
     (UNPINNED.replace("FUNCTION f() RETURNS int", "PROCEDURE f()"), "function-definer"),
     (
         function("", f"SELECT set_config('app.current_tenant', '{ID}', true)", "text"),
@@ -657,6 +674,38 @@ def test_a_trigger_that_reaches_no_tenant_is_not_named(correct: Correct) -> None
 )
 def test_what_the_role_does_not_write_is_not_named(correct: Correct, made: str) -> None:
     correct.change(made)
+
+    assert correct.ids() == set()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "''",
+        "pg_catalog",
+        "public, pg_temp",
+        '"My lib", public, pg_temp',
+        '"$user", pg_temp',
+    ],
+)
+def test_a_path_that_its_caller_has_no_hand_in_is_not_named(correct: Correct, path: str) -> None:
+    correct.change(
+        'CREATE SCHEMA "My lib"; CREATE ROLE {role}_o',
+        UNPINNED,
+        f"ALTER FUNCTION f OWNER TO {{role}}_o; ALTER FUNCTION f SET search_path = {path}",
+    )
+
+    assert correct.ids() == set()
+
+
+def test_without_temporary_objects_they_need_not_come_last(correct: Correct) -> None:
+    correct.change(
+        "CREATE ROLE {role}_o",
+        UNPINNED,
+        "ALTER FUNCTION f OWNER TO {role}_o; ALTER FUNCTION f SET search_path = public",
+        "DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', "
+        "current_database()); END $$",
+    )
 
     assert correct.ids() == set()
 

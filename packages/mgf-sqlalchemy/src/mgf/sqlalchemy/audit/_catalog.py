@@ -70,6 +70,7 @@ _REACHABLE = """
                  AND NOT rolsuper) AS file_functions,
            NOT rolsuper AND has_database_privilege(oid, current_database(), 'CREATE')
                AS creates_schemas,
+           has_database_privilege(oid, current_database(), 'TEMPORARY') AS makes_temporary,
            {parameters} AS parameters
     FROM pg_roles WHERE oid IN (SELECT oid FROM reached) ORDER BY rolname
 """

@@ -78,7 +78,7 @@ TITLES: Final = {
     "view-chain": "a view reads through one with its owner's rights",
     "view-materialized": "a materialized view holds a copy of tenants' rows",
     "function-definer": "a function runs with the rights of a role that no policy holds",
-    "function-search-path": "a SECURITY DEFINER function runs on its caller's search_path",
+    "function-search-path": "a SECURITY DEFINER function has a search_path open to its caller",
     "function-sets-tenant": "a function sets the tenant",
     "function-leakproof": "a function is LEAKPROOF",
     "trigger-definer": "a trigger runs with its owner's rights",

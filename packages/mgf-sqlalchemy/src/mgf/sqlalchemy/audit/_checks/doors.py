@@ -6,6 +6,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mgf.sqlalchemy.audit._checks.paths import pinned_path
 from mgf.sqlalchemy.audit._checks.policies import has_floor, is_canonical
 from mgf.sqlalchemy.audit._checks.written import WRITING, written
 from mgf.sqlalchemy.audit._finding import Finding
@@ -170,7 +171,7 @@ def check_functions(subject: Subject) -> Iterator[Finding]:
                 f"ALTER {row.kind} {row.sql} NOT LEAKPROOF;",
             )
         if row.executable or row.is_trigger:
-            yield from _definer_function(walk, row)
+            yield from _definer_function(subject, walk, row)
         if row.executable and (sets.search(row.body or "") or _has(row, subject.setting)):
             yield Finding(
                 "function-sets-tenant",
@@ -187,7 +188,7 @@ def _has(row: Row[Any], setting: str) -> bool:
     return any(one.lower().startswith(f"{setting.lower()}=") for one in row.proconfig or ())
 
 
-def _definer_function(walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
+def _definer_function(subject: Subject, walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
     if not row.prosecdef:
         return
     if not row.is_trigger and walk.is_exempt(row.owner):
@@ -199,14 +200,15 @@ def _definer_function(walk: _Walk, row: Row[Any]) -> Iterator[Finding]:
             "reads and writes for its caller is every tenant's",
             f"ALTER {row.kind} {row.sql} SECURITY INVOKER;",
         )
-    if not _has(row, "search_path"):
+    if (path := pinned_path(subject, row)) is not None:
         yield Finding(
             "function-search-path",
             "warning",
             row.label,
-            f"runs with the rights of {row.owner!r} on its caller's search_path: a caller's own "
-            "function of a name that it uses runs with those rights",
-            f"ALTER {row.kind} {row.sql} SET search_path = pg_catalog, pg_temp;",
+            f"runs with the rights of {row.owner!r} on a search_path that its caller has a hand "
+            "in: a caller's own function, or temporary table with triggers, of a name that it uses "
+            "is taken for what was meant, with those rights",
+            f"ALTER {row.kind} {row.sql} SET search_path = {path};",
         )
 
 
