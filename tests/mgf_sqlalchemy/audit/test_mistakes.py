@@ -652,6 +652,23 @@ def test_what_harms_nobody_is_not_named(correct: Correct, harmless: str) -> None
     assert correct.ids() == correct.ids(metadata=correct.metadata) == set()
 
 
+@pytest.mark.parametrize("options", [{}, {"metadata": True}])
+def test_a_function_in_the_place_of_postgresql_s_own_is_found(
+    correct: Correct, options: dict[str, bool]
+) -> None:
+    """Policies that are made and compared on such a path look the same."""
+    correct.change(
+        "CREATE FUNCTION current_setting(text, bool) RETURNS text LANGUAGE sql STABLE"
+        f" AS $$ SELECT '{ID}' $$",
+        "SET LOCAL search_path = public, pg_catalog",
+        using(CANONICAL),
+    )
+
+    given = {"metadata": correct.metadata} if options else {}
+    found = {one.object for one in counted(correct.audit(**given)) if one.id.startswith("policy-")}
+    assert found == {"public.invoice"}
+
+
 def test_a_trigger_that_reaches_no_tenant_is_not_named(correct: Correct) -> None:
     correct.change(
         COMMAND,

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData, Table
     from sqlalchemy.sql.compiler import DDLCompiler
 
-# Last, not first as it is unasked: the table that is tried on must not be taken for one that a
-# predicate names.
-_TEMPORARY_LAST = text(
-    "SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
+# The temporary schema last, not first as it is unasked: the table that is tried on must not be
+# taken for one that a predicate names. PostgreSQL's own first: on a path that says otherwise a
+# predicate would be what somebody else's current_setting() makes of it, there and here alike.
+_TRYING = text(
+    """
+    SELECT set_config(
+        'search_path', 'pg_catalog, ' || current_setting('search_path') || ', pg_temp', true
+    )
+    """
 )
 _DEPARSED = text(
     """
@@ -114,7 +119,7 @@ def deparse(
     given = list(predicates)
     try:
         with scratch(connection):
-            connection.execute(_TEMPORARY_LAST)
+            connection.execute(_TRYING)
             connection.execute(_CreateTemporaryTable(table, columns))
             for number, predicate in enumerate(given):
                 policy = Policy(str(number), table, schema="pg_temp", using=predicate)
