@@ -86,6 +86,16 @@ def test_how_a_session_prints_does_not_matter(correct: Correct, setting: str) ->
     assert correct.probe().ok
 
 
+@pytest.mark.parametrize("key", ["UNIQUE (tenant_id)", "EXCLUDE (tenant_id WITH =)"])
+def test_a_key_that_is_taken_is_past_the_policies(correct: Correct, key: str) -> None:
+    correct.change(f"CREATE TABLE one (tenant_id uuid NOT NULL, {key})")
+    protect(correct, "one")
+    assert correct.probe().ok
+
+    correct.change("ALTER POLICY p ON one WITH CHECK (true)")
+    assert correct.probe().probed["relations"]["public.one"]["insert"] == "leaked"
+
+
 @pytest.mark.parametrize("is_owner", [True, False])
 def test_rows_are_made_up_for_every_table(correct: Correct, *, is_owner: bool) -> None:
     """Types, domains, conditions, keys, cycles, partitions, rules, triggers and names."""

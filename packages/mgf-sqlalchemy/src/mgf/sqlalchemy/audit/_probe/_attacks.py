@@ -17,9 +17,9 @@ from mgf.sqlalchemy.audit._probe._blind import COSTLY, blind_delete, blind_updat
 from mgf.sqlalchemy.audit._probe._copy import CopyUnsupportedError, copy_out
 from mgf.sqlalchemy.audit._probe._field import (
     DIVISION_BY_ZERO,
+    KEY_TAKEN,
     NOT_SUPPORTED,
     REFUSED,
-    UNIQUE_VIOLATION,
     is_closed,
     verdict,
 )
@@ -79,8 +79,7 @@ def own_write(field: Field, target: Target) -> Outcome:
         return NOT_APPLICABLE
     for tenant in field.tenants:
         error = field.refusal(tenant, _insert(field, target, tenant))
-        # Policies come before keys.
-        if error is not None and sqlstate(error) != UNIQUE_VIOLATION:
+        if error is not None and sqlstate(error) not in KEY_TAKEN:
             return not_proven(f"a tenant cannot write a row of its own ({explain(error)})")
     return HELD
 

@@ -24,7 +24,8 @@ NO_SETTING = "42704"
 DIVISION_BY_ZERO = "22012"
 NOT_SUPPORTED = "0A000"
 FOREIGN_KEY_VIOLATION = "23503"
-UNIQUE_VIOLATION = "23505"
+# unique_violation, exclusion_violation: PostgreSQL asks policies before keys.
+KEY_TAKEN = ("23505", "23P01")
 NOT_NULL_VIOLATION = "23502"
 # with_check_option_violation: of a view's own.
 CHECK_OPTION = "44000"
@@ -106,7 +107,7 @@ def verdict(error: DBAPIError | None, how: str) -> Outcome:
     code = failure(error)
     if code == REFUSED:
         return HELD
-    if code == UNIQUE_VIOLATION:
+    if code in KEY_TAKEN:
         return leaked(f"{how}: policies let it pass, and only a key that is taken refused this row")
     return not_proven(explain(error))
 

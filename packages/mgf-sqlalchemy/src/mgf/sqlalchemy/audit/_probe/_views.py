@@ -13,9 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from mgf.sqlalchemy.audit._probe._field import (
     CHECK_OPTION,
     FOREIGN_KEY_VIOLATION,
+    KEY_TAKEN,
     NOT_NULL_VIOLATION,
     REFUSED,
-    UNIQUE_VIOLATION,
     is_closed,
     is_impossible,
 )
@@ -75,7 +75,7 @@ def own_write(field: Field, target: Target) -> Outcome:
             # Nobody writes through a view without the column that a row has to have.
             if code in (REFUSED, NOT_NULL_VIOLATION) and not _owners(field, tenant, origins):
                 return NOT_APPLICABLE
-            if code != UNIQUE_VIOLATION:
+            if code not in KEY_TAKEN:
                 reason = explain(effect.error)
                 return not_proven(f"a tenant cannot write a row of its own ({reason})")
         elif effect.after[0] <= effect.before[0]:
@@ -126,7 +126,7 @@ def upsert(field: Field, target: Target) -> Outcome:
             if code in (REFUSED, CHECK_OPTION):
                 continue
             # Keys have a say when the row that was there was written over.
-            if code not in (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION):
+            if code not in (FOREIGN_KEY_VIOLATION, *KEY_TAKEN):
                 return not_proven(explain(effect.error))
         elif not effect.is_change:
             continue
