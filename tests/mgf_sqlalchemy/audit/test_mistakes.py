@@ -133,6 +133,12 @@ COMMAND = f"""
     {WRITER}; CREATE TABLE command (number text); GRANT INSERT ON command TO {{role}};
     CREATE TRIGGER t AFTER INSERT ON command FOR EACH ROW EXECUTE FUNCTION f()
 """
+# What others write calls a function that the role may replace, if it is its own.
+LIB = """
+    CREATE FUNCTION lib.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+    ALTER FUNCTION lib.f OWNER TO {role};
+    CREATE TRIGGER t BEFORE INSERT ON invoice FOR EACH ROW EXECUTE FUNCTION lib.f()
+"""
 # Written by a view, a rule or a partitioned table alone: the role has no privilege on it.
 BEHIND = [
     "{command}; CREATE VIEW v AS SELECT * FROM command; GRANT INSERT ON v TO {{role}}",
@@ -231,6 +237,7 @@ ROLES = [
     ("GRANT ALTER SYSTEM ON PARAMETER work_mem TO {role}", "role-sets-parameters"),
     ("GRANT CREATE ON SCHEMA public TO {role}", "role-creates-objects"),
     (f"{BESIDE}; GRANT CREATE ON SCHEMA public TO {{role}}_r", "role-creates-objects"),
+    (f"CREATE SCHEMA lib; GRANT CREATE ON SCHEMA lib TO {{role}}; {LIB}", "role-creates-objects"),
     (
         (
             "DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', "
@@ -642,6 +649,7 @@ def test_a_remedy_does_not_cut_tenants_off(correct: Correct) -> None:
         "GRANT SELECT ON alembic_version TO {role}",
         "CREATE TABLE other (note text)",
         "CREATE DOMAIN free AS text; ALTER DOMAIN free OWNER TO {role}",
+        "CREATE SCHEMA lib; GRANT CREATE ON SCHEMA lib TO {role}",
         f"CREATE PUBLICATION p FOR TABLE invoice WHERE (tenant_id = '{ID}')",
         FOREIGN.replace("tenant_id uuid", "note text").replace("GRANT", "--"),
     ],

@@ -188,7 +188,7 @@ _FOREIGN_KEYS = f"""
 _POLICY_FUNCTIONS = """
     SELECT DISTINCT o.polrelid, o.polname, p.provolatile::text, p.prosecdef,
            fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS sql,
-           COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body
+           fn.nspname AS function_schema, COALESCE(pg_get_function_sqlbody(p.oid), p.prosrc) AS body
     FROM pg_policy AS o
     JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid
     LEFT JOIN pg_operator AS w ON d.refclassid = 'pg_operator'::regclass AND w.oid = d.refobjid
@@ -261,7 +261,8 @@ _DEFINERS = """
 _TRIGGERS = f"""
     SELECT t.tgrelid, t.tgname, quote_ident(t.tgname) AS sql, p.oid AS function_oid, p.prosecdef,
            CAST(t.tgtype AS int) AS type, t.tgenabled::text AS enabled,
-           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS function_sql
+           fn.nspname || '.' || p.proname AS function, p.oid::regprocedure::text AS function_sql,
+           fn.nspname AS function_schema
     FROM pg_trigger AS t
     JOIN pg_class AS c ON c.oid = t.tgrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -249,11 +249,14 @@ def check_schemas(subject: Subject) -> Iterator[Finding]:
     name = snapshot.role.rolname
     if snapshot.role.rolsuper:
         return
-    used = {relation.schema for relation in subject.relations}
+    holding = {relation.schema for relation in subject.relations}
+    # Who made a function may replace it where it may create.
+    calling = {one.function_schema for one in snapshot.policy_functions}
+    calling |= {one.function_schema for one in snapshot.triggers if one.tgrelid in subject.tenants}
     for row in snapshot.schemas:
-        if row.nspname not in used:
+        if row.nspname not in holding | calling:
             continue
-        if row.owner in snapshot.reachable:
+        if row.owner in snapshot.reachable and row.nspname in holding:
             yield Finding(
                 "role-owns-schema",
                 "critical",
@@ -267,8 +270,8 @@ def check_schemas(subject: Subject) -> Iterator[Finding]:
                 "role-creates-objects",
                 "warning",
                 row.nspname,
-                f"{name!r} may create functions and operators there, which others then call by "
-                "mistake, with their rights",
+                f"{name!r} may create functions and operators there, or replace its own, which "
+                "others then call by mistake, with their rights",
                 f"REVOKE CREATE ON SCHEMA {row.sql} FROM {_list(row.creators)}, PUBLIC;",
             )
     creating = [other for other, row in snapshot.reachable.items() if row.creates_schemas]
