@@ -39,6 +39,12 @@ def filled(
 READ = "GRANT SELECT ON log TO {role}"
 VIEW = "CREATE VIEW v AS SELECT doc FROM log {where}; GRANT SELECT ON v TO {{role}}"
 OWN = "WHERE doc ->> 'tenant_id' = current_setting('app.current_tenant', true)"
+# A function's text names its tables, and no catalog does.
+COPY = "CREATE MATERIALIZED VIEW copy AS SELECT doc AS said {}"
+CALLED = f"""
+    CREATE FUNCTION c() RETURNS SETOF text LANGUAGE sql AS 'SELECT number FROM public.invoice';
+    {COPY.format("FROM c() AS c (doc)")}
+"""
 RULE = """
     CREATE TABLE log (whose uuid);
     CREATE RULE r AS ON INSERT TO line DO ALSO INSERT INTO log VALUES (NEW.tenant_id)
@@ -66,6 +72,15 @@ RULE = """
         (f"{filled()}; {VIEW.format(where='')}", "public.v"),
         (f"{filled()}; {BESIDE}; GRANT SELECT ON log TO {{role}}_r", "role {role}_r"),
         (f"SET LOCAL track_counts = off; {filled()}; {READ}", "public.log"),
+        (f"{filled()}; {COPY.format('FROM log')}; GRANT SELECT ON copy TO {{role}}", "public.copy"),
+        (
+            (
+                f"{filled()}; {COPY.format('FROM log')};"
+                "CREATE VIEW v AS SELECT * FROM copy; GRANT SELECT ON v TO {role}"
+            ),
+            "public.v",
+        ),
+        (f"{CALLED}; GRANT SELECT ON copy TO {{role}}", "public.copy"),
     ],
 )
 def test_a_log_that_shows_tenants_rows_is_found(correct: Correct, made: str, where: str) -> None:
@@ -93,6 +108,13 @@ def test_a_log_that_shows_tenants_rows_is_found(correct: Correct, made: str, whe
         f"{filled(event='UPDATE')}; {VIEW.format(where=OWN)}",
         f"{filled()}; {VIEW.format(where=OWN)}",
         "SET LOCAL track_counts = off; GRANT SELECT ON alembic_version TO {role}",
+        f"{filled()}; {COPY.format('FROM log')}",
+        f"{filled()}; {COPY.format('FROM log LIMIT 0')}; GRANT SELECT ON copy TO {{role}}",
+        CALLED,
+        (
+            f"{filled()}; CREATE ROLE {{role}}_o; {CALLED}; ALTER TABLE copy OWNER TO {{role}}_o;"
+            "GRANT SELECT ON copy TO {role}; GRANT SELECT ON invoice TO {role}_o"
+        ),
         f"{LOG}; INSERT INTO log (doc) SELECT to_jsonb(i) FROM invoice AS i; {READ}",
     ],
 )
@@ -132,6 +154,32 @@ def test_the_list_of_the_tenants_is_no_log(correct: Correct) -> None:
 
     assert report.findings == ()
     assert report.probed["relations"]["public.line"]["read"] == "held"
+
+
+@pytest.mark.parametrize(
+    ("made", "is_proven"),
+    [
+        (f"{CALLED}; GRANT SELECT ON copy TO {{role}}", False),
+        (f"{CALLED}; REVOKE USAGE ON SCHEMA public FROM {{role}}, PUBLIC", True),
+        (
+            (
+                f"{CALLED.replace('SETOF text LANGUAGE', 'text IMMUTABLE LANGUAGE')};"
+                "GRANT SELECT ON copy TO {role}"
+            ),
+            True,
+        ),
+    ],
+)
+def test_a_copy_that_cannot_be_refreshed_is_not_proven(
+    correct: Correct, made: str, *, is_proven: bool
+) -> None:
+    correct.change(made, "SET LOCAL SESSION AUTHORIZATION {role}")
+
+    report = correct.probe()
+
+    assert report.findings == ()
+    found = [one.object for one in report.not_proven if one.object == "public.copy"]
+    assert found == ([] if is_proven else ["public.copy"])
 
 
 def test_a_log_that_cannot_be_read_through_is_not_proven(correct: Correct) -> None:

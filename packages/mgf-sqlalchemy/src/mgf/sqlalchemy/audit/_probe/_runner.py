@@ -56,23 +56,24 @@ async def probe(
     reads, writes, moves and removes across tenants, in every way and in both directions, and
     without a tenant; so it does in and through views, in partitions and as each role that it can
     become, and it looks for those rows in what triggers and rules wrote beside them, when they were
-    put in and when the role updates and deletes them.
+    put in and when the role updates and deletes them, and in materialized views that functions
+    fill.
     Nothing is taken for held unless the same statement reached the tenant's own rows, and an open
     table that is made for it was found open; what was not shown is not proven. Where a table's own
     trigger refuses an UPDATE or DELETE, it is made again without triggers, if the login may.
 
     Made to be run on staging. No row that was there is written but by the database's own triggers
     and rules: an UPDATE or DELETE without WHERE carries a condition that fails at the first row
-    within its reach, which is what shows a leak.
-    A lock is waited for 2 s, a statement takes 30 s at most, and what takes longer is not proven.
-    What a rollback does not undo stays: sequences go on, tables keep dead rows until they are
-    vacuumed, and triggers fire, so whatever they do outside of the database is done; NOTIFY is
-    not sent. Tables take the locks that writing takes until the end; TRUNCATE, where it is
-    granted, and REFRESH of a materialized view that the role may read lock everyone out for their
-    own time. Foreign tables are read only, since what is written elsewhere may not be undone. A
-    table that is partitioned by lists of tenants gets a partition, if the login owns it, and who
-    writes to tables that foreign keys tie it to waits until the end. A log
-    that was written is searched for new rows, which on a large one takes a while.
+    within its reach, which is what shows a leak. A lock is waited for 2 s, a statement takes 30 s
+    at most, and what takes longer is not proven. What a rollback does not undo stays: sequences go
+    on, tables keep dead rows until they are vacuumed, and triggers fire, so whatever they do
+    outside of the database is done; NOTIFY is not sent. Tables take the locks that writing takes
+    until the end; TRUNCATE, where it is granted, and REFRESH of a materialized view that the role
+    may read, also by a view, lock everyone out for their own time. Foreign tables are read only,
+    since what is written elsewhere may not be undone. A table that is partitioned by lists of
+    tenants gets a partition, if the login owns it, and who writes to tables that foreign keys tie
+    it to waits until the end. A log that was written is searched for new rows, which on a large one
+    takes a while.
 
     Only a session that never set a tenant shows what NULL in the setting opens; it is read first,
     and ``probed["unscoped"]`` is ``"never set"`` then. A pooled connection that was used may have
