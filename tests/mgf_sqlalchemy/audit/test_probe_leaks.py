@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mgf_sqlalchemy.audit.test_mistakes import (
+    CALLED,
     CANONICAL,
     DOORS,
     HIDDEN,
@@ -77,6 +78,7 @@ LEAKS = [
     ("ALTER VIEW numbers RESET (security_invoker)", VIEW, READING),
     ("ALTER VIEW numbers RESET (security_invoker)", "public.all_numbers", READING),
     (DOORS[2][0], "public.copy", ["read"]),
+    (CALLED, "public.copy", ["read"]),
     (REMOVING, INVOICE, ["blind-delete"]),
     (PARENT, "public.parent", [*READING, "blind-delete"]),
     (HIDDEN, "public.v", READING),
