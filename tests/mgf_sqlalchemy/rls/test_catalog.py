@@ -297,17 +297,18 @@ def test_a_predicate_on_what_is_not_there_yet_stays_as_it_is_written(database: D
     assert difference.expected.using == "to_be_made(note)"
 
 
-def test_comparing_leaves_nothing_behind(database: Database) -> None:
+@pytest.mark.parametrize("path", ["public, pg_catalog", ""])
+def test_comparing_leaves_nothing_behind(database: Database, path: str) -> None:
     metadata = make_metadata()
     database.create(metadata)
     count = "SELECT count(*) FROM pg_class"
     before = database.ask(count)
-    database.owner.exec_driver_sql("SET search_path = public, pg_catalog")
+    database.owner.exec_driver_sql(f"SELECT set_config('search_path', '{path}', false)")
 
     expected_protection(database.owner, metadata)
     read_protection(database.owner)
 
-    assert database.owner.exec_driver_sql("SHOW search_path").scalar() == "public, pg_catalog"
+    assert database.owner.exec_driver_sql("SHOW search_path").scalar() == path
     database.owner.commit()
     assert database.ask(count) == before
 

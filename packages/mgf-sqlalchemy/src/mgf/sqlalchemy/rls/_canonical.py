@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 # predicate would be what somebody else's current_setting() makes of it, there and here alike.
 _TRYING = text(
     """
-    SELECT set_config(
-        'search_path', 'pg_catalog, ' || current_setting('search_path') || ', pg_temp', true
-    )
+    SELECT pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
+        NULLIF(pg_catalog.current_setting('search_path'), ''), 'pg_temp'), true)
     """
 )
 _DEPARSED = text(
