@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mgf.sqlalchemy.audit._canonical import canonical_predicates, may_deparse
 from mgf.sqlalchemy.audit._snapshot import Relation, Snapshot, Subject
+from mgf.sqlalchemy.audit._spread import spread
 from mgf.sqlalchemy.rls import Protection, declared_protection, expected_protection
 from mgf.sqlalchemy.rls._schemas import shorten_table, shorten_view
 
@@ -137,13 +138,7 @@ def _add_children(tables: list[Relation], found: dict[int, str | None]) -> None:
     for relation in tables:
         for parent in relation.parents:
             below[parent].append(relation.oid)
-    todo = list(found)
-    while todo:
-        parent = todo.pop()
-        for oid in below[parent]:
-            if oid not in found:
-                found[oid] = found[parent]
-                todo.append(oid)
+    spread(found, below)
 
 
 def _add_parents(snapshot: Snapshot, found: dict[int, str | None]) -> None:

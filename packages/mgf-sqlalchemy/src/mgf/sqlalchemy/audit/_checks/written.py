@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from mgf.sqlalchemy.audit._spread import spread
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -28,13 +30,7 @@ def written(subject: Subject) -> Mapping[Place, Relation]:
     ways: defaultdict[Place, list[Place]] = defaultdict(list)
     for start, end in _ways(subject):
         ways[start].append(end)
-    todo = list(found)
-    while todo:
-        place = todo.pop()
-        for further in ways[place]:
-            if further not in found:
-                found[further] = found[place]
-                todo.append(further)
+    spread(found, ways)
     return found
 
 
